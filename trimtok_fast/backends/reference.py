@@ -1,0 +1,219 @@
+"""The textbook: METHOD written out with loops and full matrices in fp64, to check the fast backends against.
+
+Never optimised. A segment of m tokens costs an m × m matrix in fp64 and, for `coverage`, m² work per pick.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trimtok_fast import statistics as constants
+from trimtok_fast.segments import Segments
+from trimtok_fast.statistics import TokenStatistics
+
+#: Coverage gains are compared in units of this, so that ties which are exact in the maths are exact here.
+GAIN_UNIT = 2.0**-36
+
+
+def token_statistics(
+    tokens: Tensor,
+    images: Segments,
+    samples: Segments,
+    text: Tensor | None,
+    cu_text: Segments | None,
+    *,
+    center: str,
+) -> TokenStatistics:
+    """METHOD §1 by its definitions: pairwise means over full matrices."""
+    out_dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    x = tokens.double()
+    direction_sum, nonzero, diversity, variation, origins, inverse_norms, alignments = [], [], [], [], [], [], []
+
+    for image in images:
+        unit = x[image] * inverse_norm_about(x[image], None)[:, None]
+        present = unit[unit.norm(dim=1) > 0]
+        direction_sum.append(unit.sum(0))
+        nonzero.append(len(present))
+        diversity.append(mean_pairwise_distance(present) if len(present) > 1 else 0.0)
+
+    for sample, span in enumerate(samples):
+        sums = [s / s.norm() for s, z in zip(direction_sum[span], nonzero[span], strict=True) if has_direction(s, z)]
+        variation.append(mean_pairwise_distance(torch.stack(sums)) if len(sums) > 1 else float("nan"))
+
+        own = x[samples.of(images)[sample]]
+        # Rounded as it will be stored: the norms below are about the point that is handed on.
+        origin = own.mean(0).to(out_dtype).double() if center == "sample" else None
+        inverse = inverse_norm_about(own, origin)
+        origins.append(origin)
+        inverse_norms.append(inverse)
+
+        words = None if text is None or cu_text is None else text[cu_text[sample]].double()
+        if words is None or len(words) == 0:
+            alignments.append(torch.full_like(inverse, float("nan")))
+        else:
+            mean_text = (words * inverse_norm_about(words, None)[:, None]).mean(0)
+            alignments.append(directions_about(own, origin, inverse) @ mean_text)
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=out_dtype, device=tokens.device)
+
+    return TokenStatistics(
+        origin=torch.stack([o.to(out_dtype) for o in origins if o is not None]) if center == "sample" else None,
+        inverse_norm=torch.cat(inverse_norms).to(out_dtype),
+        direction_sum=torch.stack(direction_sum).to(out_dtype),
+        nonzero=torch.tensor(nonzero, dtype=torch.int64, device=tokens.device),
+        diversity=column(diversity),
+        variation=column(variation),
+        alignment=None if text is None else torch.cat(alignments).to(out_dtype),
+    )
+
+
+def inverse_norm_about(x: Tensor, origin: Tensor | None) -> Tensor:
+    """1 / ‖x − origin‖ [m]; 0 where a token has no direction, NaN where it is not finite or too long."""
+    norm = x.norm(dim=1)
+    centered = norm if origin is None else (x - origin).norm(dim=1)
+    inverse = 1 / centered
+    inverse[(norm < constants.ZERO_NORM) | (centered <= constants.ZERO_SHARE * norm)] = 0
+    inverse[~(norm <= constants.LARGEST_NORM)] = float("nan")
+    return inverse
+
+
+def directions_about(x: Tensor, origin: Tensor | None, inverse_norm: Tensor) -> Tensor:
+    """û [m, d]."""
+    return (x if origin is None else x - origin) * inverse_norm[:, None]
+
+
+def has_direction(direction_sum: Tensor, count: int) -> bool:
+    """Whether more than rounding is left of a sum of `count` directions."""
+    return bool(direction_sum.norm() > constants.ZERO_SUM * count)
+
+
+def mean_pairwise_distance(unit: Tensor) -> float:
+    """Mean of 1 − u_i · u_j over all pairs i ≠ j, in [0, 2], and 0 below 1e-5."""
+    count = len(unit)
+    distance = 1 - unit @ unit.T
+    distance.fill_diagonal_(0)
+    mean = float(distance.sum()) / (count * (count - 1))
+    return 0.0 if mean < constants.ZERO_DIVERSITY else min(mean, 2.0)
+
+
+def greedy_select(
+    tokens: Tensor,
+    segments: Segments,
+    budgets: list[int],
+    *,
+    objective: str,
+    seeds: Tensor,
+    cu_seeds: Segments,
+    origin: Tensor | None,
+    inverse_norm: Tensor | None,
+    rows: Tensor | None,
+    candidates: int,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """METHOD §3's loops as they stand there, segment by segment."""
+    del candidates, workspace_bytes
+    greedy = {"coverage": _coverage, "max_min": _max_min, "max_mean": _max_mean}[objective]
+    picks, gains = [], []
+    for index, (segment, budget) in enumerate(zip(segments, budgets, strict=True)):
+        span = torch.arange(segment.start, segment.stop, device=tokens.device)
+        own = span if rows is None else rows[span].sort().values
+        x = tokens[own].double()
+        center = None if origin is None else origin[index].double()
+        inverse = inverse_norm_about(x, center) if inverse_norm is None else inverse_norm[own].double()
+        unit = directions_about(x, center, inverse)
+        start = [int((own == seed).nonzero()) for seed in seeds[cu_seeds[index]]]
+        order, gain = greedy(unit, unit.norm(dim=1) > 0, budget, start)
+        picks.append(own[torch.tensor(order, dtype=torch.int64, device=own.device)])
+        gains += gain
+    return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=tokens.device)
+
+
+def similarity_of(unit: Tensor) -> Tensor:
+    """sim⁺ [m, m]: symmetric, 1 between duplicates and on the diagonal of tokens that have a direction."""
+    cosine = unit @ unit.T
+    similarity = ((cosine + cosine.T) / 2).clamp(0, 1)
+    similarity[1 - similarity < constants.ZERO_DISTANCE] = 1
+    return similarity
+
+
+def distance_of(unit: Tensor) -> Tensor:
+    """max(0, 1 − û_i · û_j) [m, m], and 0 between duplicates."""
+    distance = (1 - unit @ unit.T).clamp(min=0)
+    distance[distance < constants.ZERO_DISTANCE] = 0
+    return distance
+
+
+def _coverage(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
+    similarity = (similarity_of(unit) / GAIN_UNIT).round().long()
+    best = torch.zeros(len(unit), dtype=torch.int64, device=unit.device)
+    picks: list[int] = []
+    gains: list[float] = []
+    while len(picks) < budget:
+        gain = (similarity - best[:, None]).clamp(min=0).sum(0)
+        gain[picks] = -1
+        pick = seeds[len(picks)] if len(picks) < len(seeds) else int(gain.argmax())
+        gains.append(float("inf") if len(picks) < len(seeds) else float(gain[pick]) * GAIN_UNIT)
+        picks.append(pick)
+        best = best.maximum(similarity[:, pick])
+    return picks, gains
+
+
+def _max_min(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
+    distance = distance_of(unit)
+    picks, gains = _opening(unit, present, budget, seeds)
+    while len(picks) < budget:
+        centres = [pick for pick in picks if present[pick]]
+        value = torch.where(present, distance[:, centres].min(dim=1).values, 0)
+        value[picks] = -1
+        picks.append(int(value.argmax()))
+        gains.append(float(value[picks[-1]]))
+    return picks, gains
+
+
+def _max_mean(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
+    picks, gains = _opening(unit, present, budget, seeds)
+    while len(picks) < budget:
+        mean = unit[[pick for pick in picks if present[pick]]].mean(0)
+        value = torch.where(present, 1 - unit @ mean, 0)
+        value[picks] = -float("inf")
+        picks.append(int(value.argmax()))
+        gains.append(float(value[picks[-1]]))
+    return picks, gains
+
+
+def _opening(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
+    """The seeds, then the most typical tokens until one of the picks has a direction."""
+    picks = list(seeds)
+    typical = unit @ unit.sum(0)
+    while len(picks) < budget and not present[picks].any():
+        typical[picks] = -float("inf")
+        picks.append(int(typical.argmax()))
+    return picks, [float("inf")] * len(picks)
+
+
+def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments) -> Tensor:
+    """Peel the non-dominated tokens off, front by front."""
+    ranks = torch.zeros(segments.end, dtype=torch.int64, device=diversity.device)
+    for segment in segments:
+        left = list(range(segment.start, segment.stop))
+        points = [(float(diversity[i]), float(alignment[i])) for i in left]
+        point = dict(zip(left, points, strict=True))
+        front = 0
+        while left:
+            best = [i for i in left if not any(dominates(point[j], point[i]) for j in left)]
+            ranks[best] = front
+            left = [i for i in left if i not in set(best)]
+            front += 1
+    return ranks
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """At least as good in both, better in one."""
+    return one[0] >= other[0] and one[1] >= other[1] and one != other
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Rows by index."""
+    return tokens[indices]

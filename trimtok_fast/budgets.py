@@ -1,0 +1,259 @@
+"""Budgets: how many tokens every sample keeps, and how many each image hands to stage 2 (METHOD §2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from trimtok_fast.config import PruneConfig, check_config
+from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
+from trimtok_fast.segments import Boundaries, Segments, parse_images
+from trimtok_fast.statistics import TokenStatistics
+
+#: Shares that differ by less than this are equal: rounding must not decide who gets the odd token.
+SHARE_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetPlan:
+    """Exact token counts of s samples with n images, all int64.
+
+    Attributes:
+        keep: [s] B, the tokens that stay.
+        survivors: [s] B_1, the tokens that stage 1 leaves, B ≤ B_1.
+        pool: [s] P, the candidates of stage 2's selection, B ≤ P ≤ B_1.
+        image_budgets: [n] b_k, the tokens that each image keeps in stage 1; Σ b_k = B_1 in each sample.
+    """
+
+    keep: Tensor
+    survivors: Tensor
+    pool: Tensor
+    image_budgets: Tensor
+
+
+def kept_counts(
+    cu_tokens: Boundaries, cu_images: Boundaries | None = None, *, config: PruneConfig | None = None
+) -> list[int]:
+    """Number of tokens that each sample will keep, from shapes alone, before anything runs.
+
+    Args:
+        cu_tokens: image boundaries, int32 or int64 [n + 1] or a sequence of ints.
+        cu_images: sample boundaries counting images, [s + 1]; `None` is one sample.
+        config: how much to keep; `None` is `PruneConfig()`.
+
+    Returns:
+        B of each sample: the ratio's share, rounded half up, at least `min_tokens_per_image` of every image (and one
+        at all), or `keep_tokens`, at most the sample.
+
+    Raises:
+        InvalidInputError: wrong boundaries, or `keep_tokens` below the floor of a sample.
+        UnsupportedDtypeError: boundaries that are not integers, or not a config.
+
+    Source:
+        METHOD §2, B; the rounding and the floor are ours.
+
+    Example:
+        >>> kept_counts([0, 100, 200, 300], [0, 2, 3], config=PruneConfig(keep_ratio=0.1))
+        [20, 10]
+    """
+    config = check_config(config)
+    images, samples = parse_images(cu_tokens, cu_images, None)
+    return kept_of(images, samples, config)
+
+
+def kept_of(images: Segments, samples: Segments, config: PruneConfig) -> list[int]:
+    """`kept_counts` of checked boundaries."""
+    return [_kept(images.lengths[span], config, sample) for sample, span in enumerate(samples)]
+
+
+def _kept(lengths: tuple[int, ...], config: PruneConfig, sample: int) -> int:
+    size = sum(lengths)
+    floor = sum(min(config.min_tokens_per_image, length) for length in lengths)
+    if config.keep_tokens is None:
+        ratio = config.keep_ratio or 0.0  # never None here: PruneConfig sets one of the two
+        return min(max(math.floor(ratio * size + 0.5 + SHARE_TOLERANCE), 1, floor), size)
+    kept = min(config.keep_tokens, size)
+    if kept < floor:
+        raise InvalidInputError(
+            "keep_tokens",
+            f"at least {floor} for sample {sample}: {len(lengths)} images keep {config.min_tokens_per_image} each",
+            f"{config.keep_tokens}",
+            "Raise keep_tokens, or lower min_tokens_per_image.",
+        )
+    return kept
+
+
+def plan_budgets(
+    statistics: TokenStatistics,
+    cu_tokens: Boundaries,
+    cu_images: Boundaries | None = None,
+    *,
+    config: PruneConfig | None = None,
+) -> BudgetPlan:
+    """Split each sample's budget between the stages and among its images.
+
+    Little diversity inside the images makes stage 1 prune more; images that resemble each other leave the pruning to
+    stage 2. Image budgets follow `nonzero * diversity` by water-filling between each image's floor and its size,
+    then by largest remainder, ties to the lower image.
+
+    Args:
+        statistics: from `token_statistics` of the same tokens.
+        cu_tokens: image boundaries, int32 or int64 [n + 1] or a sequence of ints.
+        cu_images: sample boundaries counting images, [s + 1]; `None` is one sample.
+        config: how much to keep; `None` is `PruneConfig()`.
+
+    Returns:
+        The plan, int64 on the statistics' device. Totals are exact.
+
+    Raises:
+        InvalidInputError: boundaries that do not fit the statistics, or `keep_tokens` below a sample's floor.
+        UnsupportedDtypeError: boundaries that are not integers, not statistics, or not a config.
+
+    Note:
+        Computed in fp64. With boundaries given on the host nothing waits for a GPU.
+
+    Source:
+        METHOD §2: that diversity and variation guide the budgets is the paper's, the formulas are ours.
+
+    Example:
+        >>> import torch, trimtok_fast as tt
+        >>> statistics = tt.token_statistics(torch.eye(8), [0, 4, 8])
+        >>> plan_budgets(statistics, [0, 4, 8], config=PruneConfig(keep_tokens=4)).image_budgets.tolist()
+        [3, 3]
+    """
+    config = check_config(config)
+    if not isinstance(statistics, TokenStatistics):
+        raise UnsupportedDtypeError(
+            "statistics", "TokenStatistics", type(statistics).__name__, "Call token_statistics first."
+        )
+    images, samples = parse_images(cu_tokens, cu_images, len(statistics.inverse_norm))
+    if (len(images), len(samples)) != (len(statistics.diversity), len(statistics.variation)):
+        raise InvalidInputError(
+            "statistics",
+            f"statistics of {len(images)} images in {len(samples)} samples",
+            f"{len(statistics.diversity)} images in {len(statistics.variation)} samples",
+            "Pass the boundaries that the statistics were made with.",
+        )
+    return plan_of(statistics, images, samples, config)
+
+
+def plan_of(statistics: TokenStatistics, images: Segments, samples: Segments, config: PruneConfig) -> BudgetPlan:
+    """`plan_budgets` of checked input."""
+    device = statistics.diversity.device
+    kept = kept_of(images, samples, config)
+    # Sample by sample, so that each sample's numbers come from the same operations as if it were alone.
+    parts = [
+        _plan_sample(
+            torch.tensor(images.lengths[span], dtype=torch.float64, device=device),
+            kept[sample],
+            statistics.diversity[span].double().nan_to_num(),
+            statistics.nonzero[span].double(),
+            statistics.variation[sample].double(),
+            config,
+        )
+        for sample, span in enumerate(samples)
+    ]
+    survivors, pools, budgets = zip(*parts, strict=True)
+    return BudgetPlan(
+        keep=torch.tensor(kept, dtype=torch.int64, device=device),
+        survivors=torch.stack(survivors),
+        pool=torch.stack(pools),
+        image_budgets=torch.cat(budgets),
+    )
+
+
+def _plan_sample(
+    lengths: Tensor, kept: int, diversity: Tensor, nonzero: Tensor, variation: Tensor, config: PruneConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """B_1, P and b_k of one sample; everything stays on the device."""
+    size = lengths.sum()
+    weight = stage_weight(diversity.mean(), variation, config)
+    survivors = (size * (kept / size) ** weight + 0.5 + SHARE_TOLERANCE).floor().clamp(min=kept).minimum(size)
+    pool = kept + (config.pool_fraction * (survivors - kept) + 0.5).floor()
+    floors = lengths.clamp(max=config.min_tokens_per_image)
+    budgets = _largest_remainder(_water_fill(nonzero * diversity, floors, lengths, survivors), lengths, survivors)
+    return survivors.long(), pool.long(), budgets
+
+
+def stage_weight(diversity: Tensor, variation: Tensor, config: PruneConfig) -> Tensor:
+    """w, the share of the pruning (in logarithms) that stage 1 does; all fp64 scalars on one device."""
+    if config.stage_split != "adaptive":
+        return torch.full_like(diversity, float(config.stage_split))
+    total = diversity + variation
+    # NaN (variation undefined) and 0 / 0 both fail the comparison.
+    return torch.where(total > 0, variation / total, 0.5)
+
+
+def _water_fill(weight: Tensor, floor: Tensor, cap: Tensor, total: Tensor) -> Tensor:
+    """clamp(λ · weight, floor, cap) for the λ at which the sum is `total`; fp64 [n].
+
+    When every image with a positive weight is full, the others share the rest by their size.
+    """
+    positive = weight > 0
+    saturated = torch.where(positive, cap, floor).sum() <= total
+    weight = torch.where(saturated & ~positive, cap, weight)
+    floor = torch.where(saturated & positive, cap, floor)
+
+    # The sum is piecewise linear in λ: image k's part rises by weight_k from floor_k / weight_k to cap_k / weight_k.
+    rising = weight > 0
+    scale = torch.where(rising, weight, 1.0)
+    turns = torch.cat([torch.where(rising, floor, 0.0) / scale, torch.where(rising, cap, 0.0) / scale])
+    turns, order = turns.sort(stable=True)
+    slope = torch.cat([weight, -weight])[order].cumsum(0)
+    step = turns.diff(append=turns[-1:])
+    reached = floor.sum() + torch.cat([step.new_zeros(1), (slope * step).cumsum(0)[:-1]])
+    last = ((reached <= total).sum() - 1).clamp(min=0)
+    level = turns[last] + torch.where(slope[last] > 0, (total - reached[last]) / slope[last], 0.0)
+    return (level * weight).clamp(floor, cap)
+
+
+def _largest_remainder(share: Tensor, cap: Tensor, total: Tensor) -> Tensor:
+    """Whole numbers with the given total, at most one above ⌊share⌋ and never above `cap`; int64 [n]."""
+    whole = (share + SHARE_TOLERANCE).floor().minimum(cap)
+    # Rounded, so that equal remainders tie; one at its cap comes last and is never reached.
+    remainder = ((share - whole) / SHARE_TOLERANCE).round()
+    remainder = torch.where(whole < cap, remainder, -torch.inf)
+    rank = remainder.argsort(descending=True, stable=True).argsort()
+    return (whole + (rank < total - whole.sum())).long()
+
+
+def check_plan(plan: BudgetPlan, images: Segments, samples: Segments, config: PruneConfig, device: torch.device) -> None:
+    """Raise unless a plan that a caller brought fits the images, the floors and itself; reads its values."""
+    if not isinstance(plan, BudgetPlan):
+        raise UnsupportedDtypeError("plan", "a BudgetPlan", type(plan).__name__, "Build one with plan_budgets.")
+    expected = {"keep": len(samples), "survivors": len(samples), "pool": len(samples), "image_budgets": len(images)}
+    for field in fields(plan):
+        value = getattr(plan, field.name)
+        wanted = f"int64 [{expected[field.name]}] on {device}"
+        if not isinstance(value, Tensor) or value.dtype != torch.int64:
+            got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+            raise UnsupportedDtypeError(f"plan.{field.name}", wanted, got, "Call .to(torch.int64).")
+        if value.shape != (expected[field.name],) or value.device != device:
+            got = f"shape {list(value.shape)} on {value.device}"
+            raise InvalidInputError(f"plan.{field.name}", wanted, got, "Plan with the same images and samples.")
+    keep, survivors, pool, budgets = (getattr(plan, field.name).tolist() for field in fields(plan))
+    for image, (length, budget) in enumerate(zip(images.lengths, budgets, strict=True)):
+        floor = min(config.min_tokens_per_image, length)
+        if not floor <= budget <= length:
+            raise InvalidInputError(
+                "plan.image_budgets", f"{floor} to {length} for image {image}", str(budget), "Change the plan."
+            )
+    for sample, span in enumerate(samples):
+        floor = max(1, sum(min(config.min_tokens_per_image, length) for length in images.lengths[span]))
+        if not floor <= keep[sample] <= pool[sample] <= survivors[sample]:
+            raise InvalidInputError(
+                "plan",
+                f"{floor} <= keep <= pool <= survivors for sample {sample}",
+                f"keep {keep[sample]}, pool {pool[sample]}, survivors {survivors[sample]}",
+                "Change the plan.",
+            )
+        if sum(budgets[span]) != survivors[sample]:
+            raise InvalidInputError(
+                "plan.image_budgets",
+                f"a sum of {survivors[sample]} (plan.survivors) in sample {sample}",
+                str(sum(budgets[span])),
+                "Change one of the two.",
+            )

@@ -1,0 +1,156 @@
+"""`PruneConfig`: everything that decides what is kept, in one frozen, checked object."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
+
+Objective = Literal["coverage", "max_min", "max_mean"]
+OBJECTIVES: tuple[Objective, ...] = ("coverage", "max_min", "max_mean")
+CENTERS = ("sample", "none")
+DEFAULT_KEEP_RATIO = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """How much to keep, and by which rules.
+
+    Args:
+        keep_ratio: share of each sample's tokens to keep, in (0, 1]; 0.2 if neither this nor `keep_tokens` is given.
+        keep_tokens: number of tokens to keep per sample, instead of a ratio; a sample with fewer keeps them all.
+        min_tokens_per_image: tokens that every image keeps at least (all of a smaller image); 0 allows images to
+            vanish, which leaves placeholders with nothing behind them.
+        center: `"sample"` takes every direction about the sample's mean token, `"none"` about 0.
+        pool_fraction: where the candidate pool of stage 2 lies between the kept tokens (0) and all survivors of
+            stage 1 (1).
+        stage_split: how much of the pruning stage 1 does: `"adaptive"` weighs the images' diversity against their
+            variation, a number w in [0, 1] fixes it (0: stage 2 does all of it, 1: stage 1 does all of it).
+        image_objective: greedy objective of stage 1.
+        pool_objective: greedy objective of stage 2's pool.
+        candidates: candidates in a round of `max_min`; speed alone depends on it, not the result.
+        workspace_bytes: bound on the memory for stored similarities; larger segments go tile by tile.
+        check_finite: refuse NaN, infinities and norms above 1e18. Costs one look at the result on a GPU.
+
+    Raises:
+        InvalidInputError: a value is outside its range, or both `keep_ratio` and `keep_tokens` are given.
+        UnsupportedDtypeError: a value has the wrong type.
+
+    Source:
+        METHOD §2–§4; the defaults are ours.
+
+    Example:
+        >>> PruneConfig(keep_tokens=512).keep_ratio is None
+        True
+    """
+
+    keep_ratio: float | None = None
+    keep_tokens: int | None = None
+    min_tokens_per_image: int = 1
+    center: Literal["sample", "none"] = "sample"
+    pool_fraction: float = 0.5
+    stage_split: Literal["adaptive"] | float = "adaptive"
+    image_objective: Objective = "coverage"
+    pool_objective: Objective = "max_min"
+    candidates: int = 128
+    workspace_bytes: int = 512 * 2**20
+    check_finite: bool = True
+
+    def __post_init__(self) -> None:
+        if self.keep_ratio is not None and self.keep_tokens is not None:
+            raise InvalidInputError(
+                "keep_ratio", "either keep_ratio or keep_tokens", "both", "Give one of the two and leave the other out."
+            )
+        if self.keep_tokens is not None:
+            check_integer("keep_tokens", self.keep_tokens, minimum=1)
+        elif self.keep_ratio is None:
+            object.__setattr__(self, "keep_ratio", DEFAULT_KEEP_RATIO)
+        else:
+            _check_share("keep_ratio", self.keep_ratio, zero_allowed=False)
+        check_integer("min_tokens_per_image", self.min_tokens_per_image, minimum=0)
+        check_name("center", self.center, CENTERS)
+        _check_share("pool_fraction", self.pool_fraction)
+        if isinstance(self.stage_split, str):
+            check_name("stage_split", self.stage_split, ("adaptive",), also="a number in [0, 1]")
+        else:
+            _check_share("stage_split", self.stage_split)
+        check_name("image_objective", self.image_objective, OBJECTIVES)
+        check_name("pool_objective", self.pool_objective, OBJECTIVES)
+        check_integer("candidates", self.candidates, minimum=1)
+        check_integer("workspace_bytes", self.workspace_bytes, minimum=0)
+        check_flag("check_finite", self.check_finite)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON; `from_dict` takes it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
+        """Build a config from `to_dict`'s output, or from any subset of its keys.
+
+        Raises:
+            InvalidInputError: a key is not a field of `PruneConfig`.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in fields:
+                close = difflib.get_close_matches(str(key), fields, n=1)
+                raise InvalidInputError(
+                    str(key),
+                    f"one of {', '.join(fields)}",
+                    "an unknown key",
+                    f"Did you mean {close[0]!r}?" if close else "Remove the key.",
+                )
+        return cls(**values)
+
+
+def check_config(config: PruneConfig | None) -> PruneConfig:
+    """The config itself, or the defaults for `None`; anything else is an error."""
+    if config is None:
+        return PruneConfig()
+    if not isinstance(config, PruneConfig):
+        raise UnsupportedDtypeError(
+            "config", "a PruneConfig", type(config).__name__, "Build one: PruneConfig(keep_ratio=0.2)."
+        )
+    return config
+
+
+def check_name(argument: str, value: object, names: tuple[str, ...], also: str = "") -> None:
+    """Raise unless `value` is one of `names`."""
+    if not isinstance(value, str) or value not in names:
+        close = difflib.get_close_matches(str(value), names, n=1)
+        wanted = " or ".join([*(repr(name) for name in names), *([also] if also else [])])
+        remedy = f"Did you mean {close[0]!r}?" if close else "Use one of the names."
+        raise InvalidInputError(argument, wanted, repr(value), remedy)
+
+
+def check_integer(argument: str, value: object, minimum: int) -> None:
+    """Raise unless `value` is an integer of at least `minimum`."""
+    wanted = f"an integer of at least {minimum}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UnsupportedDtypeError(argument, wanted, f"{value!r} ({type(value).__name__})", "Pass an int.")
+    if value < minimum:
+        raise InvalidInputError(argument, wanted, repr(value), f"Raise it to {minimum} or more.")
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raise unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise UnsupportedDtypeError(
+            argument, "True or False", f"{value!r} ({type(value).__name__})", "Pass a bool."
+        )
+
+
+def _check_share(argument: str, value: object, zero_allowed: bool = True) -> None:
+    wanted = "a number in [0, 1]" if zero_allowed else "a number in (0, 1]"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UnsupportedDtypeError(argument, wanted, f"{value!r} ({type(value).__name__})", "Pass a float.")
+    number = float(value)
+    if math.isnan(number) or not 0 <= number <= 1 or (number == 0 and not zero_allowed):
+        remedy = "A count of tokens goes into keep_tokens." if argument == "keep_ratio" else "Choose a value inside."
+        raise InvalidInputError(argument, wanted, repr(value), remedy)

@@ -1,0 +1,151 @@
+"""Ragged boundaries: checked once, used everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
+
+Boundaries = Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Consecutive stretches of rows: segment k is rows `offsets[k]` to `offsets[k + 1] - 1`."""
+
+    offsets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[slice]:
+        return (slice(start, end) for start, end in pairwise(self.offsets))
+
+    def __getitem__(self, index: int) -> slice:
+        return slice(self.offsets[index], self.offsets[index + 1])
+
+    @property
+    def end(self) -> int:
+        """Number of rows in all segments together."""
+        return self.offsets[-1]
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of rows of each segment."""
+        return tuple(end - start for start, end in pairwise(self.offsets))
+
+    def of(self, inner: Segments) -> Segments:
+        """These segments of `inner` segments as segments of its rows: samples of images become samples of tokens."""
+        return Segments(tuple(inner.offsets[offset] for offset in self.offsets))
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """The boundaries, int64 [g + 1]."""
+        return torch.tensor(self.offsets, dtype=torch.int64, device=device)
+
+    def owner(self, device: torch.device) -> Tensor:
+        """The segment that each row belongs to, int64 [rows]."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64, device=device)
+        return torch.repeat_interleave(lengths, output_size=self.end)
+
+
+def cumulative(counts: Sequence[int]) -> Segments:
+    """The segments of the given lengths."""
+    offsets = [0]
+    for count in counts:
+        offsets.append(offsets[-1] + count)
+    return Segments(tuple(offsets))
+
+
+def parse_integers(argument: str, value: Boundaries, noun: str = "integers") -> list[int]:
+    """A 1-D integer tensor or a sequence of ints as a list; a tensor on a GPU is read, which waits for it."""
+    if isinstance(value, Tensor):
+        if value.dtype not in (torch.int32, torch.int64):
+            raise UnsupportedDtypeError(
+                argument, f"{noun} as int32 or int64", str(value.dtype), f"Call {argument}.to(torch.int64)."
+            )
+        if value.ndim != 1:
+            raise InvalidInputError(
+                argument, f"{noun} in one dimension", f"shape {list(value.shape)}", f"Flatten {argument}."
+            )
+        return value.tolist()
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        raise UnsupportedDtypeError(
+            argument, f"{noun}: an int32 or int64 tensor, or a sequence of ints", type(value).__name__, "Pass a list."
+        )
+    numbers = list(value)
+    for position, number in enumerate(numbers):
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise UnsupportedDtypeError(
+                argument, noun, f"{number!r} ({type(number).__name__}) at position {position}", "Use whole numbers."
+            )
+    return [int(number) for number in numbers]
+
+
+def parse_boundaries(
+    argument: str, value: Boundaries, end: int | None, rows: str, segment: str, allow_empty: bool = False
+) -> Segments:
+    """Check boundaries and bring them to the host.
+
+    Args:
+        argument: the argument's name, for errors.
+        value: int32 or int64 tensor [g + 1], or a sequence of ints.
+        end: what the last boundary must be; `None` accepts any.
+        rows: what the boundaries count, for errors ("tokens").
+        segment: what lies between two of them, for errors ("image").
+        allow_empty: whether a segment may hold nothing.
+
+    Raises:
+        InvalidInputError: not one segment at least, not starting at 0, not ending at `end`, decreasing, or a segment
+            without rows.
+        UnsupportedDtypeError: not integers.
+    """
+    offsets = parse_integers(argument, value, "boundaries")
+    if len(offsets) < 2:
+        raise InvalidInputError(
+            argument,
+            f"at least two boundaries (one {segment})",
+            f"{len(offsets)} of them",
+            f"Pass [0, {end if end is not None else f'number of {rows}'}] for a single {segment}.",
+        )
+    if offsets[0] != 0:
+        raise InvalidInputError(argument, "boundaries that start at 0", f"{offsets[0]}", "Put a 0 in front.")
+    for index, (start, stop) in enumerate(pairwise(offsets)):
+        if stop < start:
+            raise InvalidInputError(
+                argument,
+                "boundaries that do not decrease",
+                f"{start} before {stop} at position {index}",
+                "Pass the running total of the lengths, not the lengths.",
+            )
+        if stop == start and not allow_empty:
+            raise InvalidInputError(
+                argument,
+                f"{rows} in every {segment}",
+                f"an empty {segment} at position {index}",
+                f"Leave the empty {segment} out of the boundaries.",
+            )
+    if end is not None and offsets[-1] != end:
+        raise InvalidInputError(
+            argument,
+            f"boundaries that end at the number of {rows}, {end}",
+            f"{offsets[-1]}",
+            f"The last boundary counts all {rows}.",
+        )
+    return Segments(tuple(offsets))
+
+
+def parse_images(
+    cu_tokens: Boundaries, cu_images: Boundaries | None, token_count: int | None
+) -> tuple[Segments, Segments]:
+    """The images as segments of the tokens, and the samples as segments of the images (one sample for `None`)."""
+    images = parse_boundaries("cu_tokens", cu_tokens, token_count, "tokens", "image")
+    if cu_images is None:
+        return images, Segments((0, len(images)))
+    return images, parse_boundaries("cu_images", cu_images, len(images), "images", "sample")
