@@ -1,0 +1,6 @@
+"""What every test needs before the package is imported."""
+
+import os
+
+# The kernels run in Triton's interpreter: there may be no GPU. It is read when triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
