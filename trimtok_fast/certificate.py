@@ -25,11 +25,14 @@ class Certificate:
     Attributes:
         regret: the largest shortfall of a pick's value against the best value available at its step, relative to the
             larger of 1e-3 and the run's largest finite value. 0: the textbook's picks, up to exact ties.
+        margin: the smallest lead of a pick over the runner-up of its step, on the same scale; where it is above the
+            tolerance, every right backend makes exactly these picks.
         coverage: Σ_i max_s sim⁺(i, s) over the picks s, what `coverage` maximises.
         radius: the largest distance of a token to its nearest pick, what `max_min` is after.
     """
 
     regret: float
+    margin: float
     coverage: float
     radius: float
 
@@ -77,24 +80,27 @@ def certify(
     # Until a pick has a direction, max_min and max_mean compare how typical tokens are, on a scale of its own.
     opening = next((step + 1 for step, pick in enumerate(order) if present[pick]), len(order))
     typical = unit @ unit.sum(0)
-    shortfalls, opening_shortfalls, largest = [0.0], [0.0], 1e-3
+    steps, opening_steps, largest = [(0.0, torch.inf)], [(0.0, torch.inf)], 1e-3
     for step, value in enumerate(replay(unit, present, order)):
         first = objective != "coverage" and step < opening
         value = (typical if first else value).clone()
         value[order[:step]] = -torch.inf
         if step < seeds:
             continue
-        best = float(value.max())
-        shortfall = best - float(value[order[step]])
+        best, own = float(value.max()), float(value[order[step]])
+        value[order[step]] = -torch.inf
+        shortfall, lead = best - own, own - float(value.max())
         if first:
-            opening_shortfalls.append(shortfall / max(best, 1e-3))
+            scale = max(best, 1e-3)
+            opening_steps.append((shortfall / scale, lead / scale))
         else:
-            shortfalls.append(shortfall)
+            steps.append((shortfall, lead))
             largest = max(largest, best)
-    regret = max(max(shortfalls) / largest, *opening_shortfalls)
+    steps = [(shortfall / largest, lead / largest) for shortfall, lead in steps] + opening_steps
+    regret, margin = max(step[0] for step in steps), min(step[1] for step in steps)
     similarity = reference.similarity_of(unit)[:, order]
     apart = reference.distance_of(unit)[:, order]
-    return Certificate(regret, float(similarity.max(1).values.sum()), float(apart.min(1).values.max()))
+    return Certificate(regret, margin, float(similarity.max(1).values.sum()), float(apart.min(1).values.max()))
 
 
 def _replay_coverage(unit: Tensor, present: Tensor, order: list[int]) -> Iterator[Tensor]:
