@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,8 @@ from trimtok_fast.statistics import TokenStatistics
 
 #: Rows in a block: fp32 sums of more rows lose digits that D_intra needs, and more bytes fall out of the cache.
 BLOCK_ROWS = 256
-#: max_min looks at this many times `candidates` tokens for each round's candidates.
-WORKING_SET = 8
-#: Rows of the working set that are brought up to date by one product.
-REFRESH_ROWS = 128
+#: max_min brings this many times a round's candidates up to date.
+WORKING_SET = 4
 
 
 def token_statistics(
@@ -44,6 +43,7 @@ def token_statistics(
     direction_sum = tokens.new_zeros(len(images), width, dtype=torch.float64)
     nonzero = tokens.new_zeros(len(images), dtype=torch.int64)
     origin = tokens.new_empty(len(samples), width, dtype=dtype) if center == "sample" else None
+    buffer = _block_buffer(tokens)
 
     for sample, span in enumerate(samples):
         mean_text = None
@@ -52,7 +52,7 @@ def token_statistics(
         own = [images[k] for k in range(span.start, span.stop)]
         total = tokens.new_zeros(width, dtype=torch.float64)
         for image, segment in enumerate(own, start=span.start):
-            for part, block in _blocks(tokens, segment):
+            for part, block in _blocks(tokens, segment, buffer):
                 inverse = _inverse_norms(block)
                 direction_sum[image] += block.T.mv(inverse)
                 nonzero[image] += (inverse > 0).sum()
@@ -66,7 +66,7 @@ def token_statistics(
             continue
         origin[sample] = total / sum(images.lengths[span])
         for segment in own:
-            for part, block in _blocks(tokens, segment):
+            for part, block in _blocks(tokens, segment, buffer):
                 inverse = inverse_norm[part] = _inverse_norms(block, origin[sample])
                 if mean_text is not None and alignment is not None:
                     alignment[part] = block.mv(mean_text) * inverse
@@ -88,9 +88,12 @@ def _compute_dtype(tokens: Tensor) -> torch.dtype:
     return torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
 
-def _blocks(tokens: Tensor, segment: slice) -> Iterator[tuple[slice, Tensor]]:
-    """The segment's rows in blocks, each a copy that the caller may write to."""
-    buffer = tokens.new_empty(BLOCK_ROWS, tokens.shape[1], dtype=_compute_dtype(tokens))
+def _block_buffer(tokens: Tensor) -> Tensor:
+    return tokens.new_empty(BLOCK_ROWS, tokens.shape[1], dtype=_compute_dtype(tokens))
+
+
+def _blocks(tokens: Tensor, segment: slice, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The segment's rows in blocks, each a copy in the buffer that the caller may write to."""
     for start in range(segment.start, segment.stop, BLOCK_ROWS):
         part = slice(start, min(start + BLOCK_ROWS, segment.stop))
         yield part, buffer[: part.stop - part.start].copy_(tokens[part])
@@ -107,7 +110,7 @@ def _inverse_norms(block: Tensor, origin: Tensor | None = None) -> Tensor:
 
 def _mean_direction(text: Tensor, segment: slice, dtype: torch.dtype) -> Tensor:
     total = text.new_zeros(text.shape[1], dtype=torch.float64)
-    for _, block in _blocks(text, segment):
+    for _, block in _blocks(text, segment, _block_buffer(text)):
         total += block.T.mv(_inverse_norms(block))
     return (total / (segment.stop - segment.start)).to(dtype)
 
@@ -129,33 +132,57 @@ def _variation(direction_sum: Tensor, nonzero: Tensor) -> Tensor:
 
 
 class _Directions:
-    """û of one segment: made at the load from the tokens, (x − origin) · inverse_norm, never stored as a whole."""
+    """û of one segment, (x − origin) · inverse_norm: stored where it fits the workspace, else made at each load."""
 
-    def __init__(self, tokens: Tensor, rows: Tensor, origin: Tensor | None, inverse_norm: Tensor | None) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        origin: Tensor | None,
+        inverse_norm: Tensor | None,
+        workspace_bytes: int,
+    ) -> None:
         self.tokens = tokens
         self.rows = rows
         self.dtype = _compute_dtype(tokens)
         self.origin = None if origin is None else origin.to(self.dtype)
-        if inverse_norm is None:
-            parts = [_inverse_norms(self._load(part), self.origin) for part in self.parts()]
-            self.inverse_norm = torch.cat(parts) if parts else tokens.new_empty(0, dtype=self.dtype)
-        else:
-            self.inverse_norm = inverse_norm.index_select(0, rows).to(self.dtype)
-        self.present = self.inverse_norm > 0
+        self.nbytes = len(rows) * tokens.shape[1] * self.dtype.itemsize
+        self.stored: Tensor | None = None
+        if self.nbytes <= workspace_bytes:
+            self.stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype)
+        self.inverse_norm = tokens.new_empty(len(rows), dtype=self.dtype)
+        for part in self.parts():
+            if inverse_norm is not None:
+                self.inverse_norm[part] = inverse_norm.index_select(0, rows[part])
+            if self.stored is None and inverse_norm is not None:
+                continue
+            block = self._load(part)
+            if inverse_norm is None:
+                self.inverse_norm[part] = _inverse_norms(block, self.origin)
+            elif self.origin is not None:
+                block.sub_(self.origin)
+            if self.stored is not None:
+                torch.mul(block, self.inverse_norm[part, None], out=self.stored[part])
+        self.present = _host(self.inverse_norm > 0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """û of some rows, [k, d]: a copy."""
+        """û of some rows, [k, d]; not to be written to."""
+        if self.stored is None:
+            return self._make(index)
+        return self.stored[index] if isinstance(index, slice) else self.stored.index_select(0, index)
+
+    def parts(self, rows: int = BLOCK_ROWS) -> Iterator[slice]:
+        """The segment in blocks."""
+        return (slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows))
+
+    def _make(self, index: Tensor | slice) -> Tensor:
         block = self._load(index)
         if self.origin is not None:
             block.sub_(self.origin)
         return block.mul_(self.inverse_norm[index, None])
-
-    def parts(self) -> Iterator[slice]:
-        """The segment in blocks."""
-        return (slice(i, min(i + BLOCK_ROWS, len(self))) for i in range(0, len(self), BLOCK_ROWS))
 
     def _load(self, index: Tensor | slice) -> Tensor:
         return self.tokens.index_select(0, self.rows[index]).to(self.dtype)
@@ -182,7 +209,8 @@ def greedy_select(
         own = torch.arange(segment.start, segment.stop, device=device)
         if rows is not None:
             own = rows[own].sort().values
-        directions = _Directions(tokens, own, None if origin is None else origin[index], inverse_norm)
+        about = None if origin is None else origin[index]
+        directions = _Directions(tokens, own, about, inverse_norm, workspace_bytes)
         start = torch.searchsorted(own, seeds[cu_seeds[index]]).tolist()
         if objective == "coverage":
             order, gain = _coverage(directions, budget, start, workspace_bytes)
@@ -196,37 +224,58 @@ def greedy_select(
 
 
 class _Similarities:
-    """One segment's cosines by row: stored where they fit the workspace, computed again at each use otherwise.
+    """One segment's cosines, by row: stored where they fit the workspace, else computed at each use.
 
-    `finish` maps a block of cosines to what is wanted of them; its dtype is the matrix's.
+    `finish` changes a block of them, times `scale`, in place to what is wanted; storing converts it to `dtype`.
     """
 
     def __init__(
-        self, directions: _Directions, finish: Callable[[Tensor], Tensor], dtype: torch.dtype, workspace_bytes: int
+        self,
+        directions: _Directions,
+        workspace_bytes: int,
+        dtype: torch.dtype,
+        scale: float = 1.0,
+        finish: Callable[[Tensor], object] = lambda cosine: None,
     ) -> None:
-        self.directions, self.finish, self.dtype = directions, finish, dtype
-        size, width = len(directions), directions.tokens.shape[1]
-        needed = size * (size * dtype.itemsize + width * directions.dtype.itemsize)
-        self.matrix = self._fill(size) if needed <= workspace_bytes else None
+        self.directions, self.dtype, self.scale, self.finish = directions, dtype, scale, finish
+        size = len(directions)
+        fits = size * size * dtype.itemsize + directions.nbytes <= workspace_bytes
+        self.matrix = self._fill(directions.rows.new_empty(size, size, dtype=dtype)) if fits else None
 
-    def _fill(self, size: int) -> Tensor:
-        """Tiles above the diagonal only, mirrored: half the work, and symmetric to the bit."""
-        unit = self.directions[slice(0, size)]
-        matrix = unit.new_empty(size, size, dtype=self.dtype)
+    def _fill(self, matrix: Tensor) -> Tensor:
+        """Tiles on and below the diagonal only, mirrored: half the work, and symmetric to the bit."""
+        size = len(matrix)
+        buffer = matrix.new_empty(size * BLOCK_ROWS, dtype=self.directions.dtype)
         for part in self.directions.parts():
-            tile = self.finish(unit[part] @ unit[part.start :].T)
-            corner = tile[:, : part.stop - part.start]
-            corner.copy_(corner.triu() + corner.triu(1).T)
-            matrix[part, part.start :] = tile
-            matrix[part.stop :, part] = tile[:, part.stop - part.start :].T
+            height, width = size - part.start, part.stop - part.start
+            tile = buffer[: height * width].view(height, width)
+            torch.mm(self.directions[slice(part.start, size)], (self.directions[part] * self.scale).T, out=tile)
+            self.finish(tile)
+            square = tile[:width]
+            matrix[part, part] = square.tril() + square.tril(-1).T
+            matrix[part.stop :, part] = tile[width:]
+            matrix[part, part.stop :] = tile[width:].T
         return matrix
 
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """Some rows, [k, m]: a copy."""
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """Some rows, [k, m]; a copy for an index, not to be written to for a slice."""
         if self.matrix is not None:
-            return self.matrix.index_select(0, index)
+            return self.matrix[index] if isinstance(index, slice) else self.matrix.index_select(0, index)
         unit = self.directions[index]
-        return torch.cat([self.finish(unit @ self.directions[part].T) for part in self.directions.parts()], dim=1)
+        rows = unit.new_empty(len(unit), len(self.directions), dtype=self.dtype)
+        for part in self.directions.parts():
+            tile = unit @ (self.directions[part] * self.scale).T
+            self.finish(tile)
+            rows[:, part] = tile
+        return rows
+
+
+# The loops below keep what is as long as a segment on the host, in numpy: a pick is a dozen operations on such
+# vectors, each shorter than a launch. What is as large as a block of similarities stays on the tokens' device.
+
+
+def _host(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy()
 
 
 def _coverage(
@@ -234,53 +283,59 @@ def _coverage(
 ) -> tuple[list[int], list[float]]:
     """Facility location with exact gains: at each pick, only the tokens that change hands are looked at.
 
-    Similarities are whole multiples of a unit. Sums of them do not depend on the order, running gains do not drift,
-    and ties that are exact in the maths are exact here. BLOCK_ROWS similarities, at most 1 each, fit their dtype.
+    Similarities are whole numbers, `one` for 1: sums of them do not depend on the order, running gains do not drift,
+    and ties that are exact in the maths are exact here. BLOCK_ROWS of them, summed, fit their dtype.
     """
-    dtype, unit = (torch.int64, 2.0**40) if directions.dtype == torch.float64 else (torch.int32, 2.0**22)
-
-    def finish(cosine: Tensor) -> Tensor:
-        cosine = cosine.clamp_(min=0).masked_fill_(cosine > 1 - constants.ZERO_DISTANCE, 1)
-        return cosine.mul_(unit).add_(0.5).to(dtype)
-
-    similarities = _Similarities(directions, finish, dtype, workspace_bytes)
-    every = torch.arange(len(directions), device=directions.rows.device)
-    best = torch.zeros_like(every, dtype=dtype)
-    gain = torch.zeros_like(every)
+    dtype, scale = (torch.int64, 2.0**40) if directions.dtype == torch.float64 else (torch.int32, 2.0**22)
+    one = int(scale * (1 - constants.ZERO_DISTANCE))  # and so are all duplicates
+    similarities = _Similarities(
+        directions, workspace_bytes, dtype, scale, lambda cosine: cosine.clamp_(0, one).add_(0.5)
+    )
+    gain = np.zeros(len(directions), dtype=np.int64)
+    best = _host(directions.rows.new_zeros(len(directions), dtype=dtype))
     for part in directions.parts():
-        gain += similarities[every[part]].sum(0, dtype=dtype)
+        gain += _host(similarities[part].sum(0, dtype=dtype))
 
-    picks, gains = [], []
+    picks: list[int] = []
+    gains: list[float] = []
     for step in range(budget):
         pick = seeds[step] if step < len(seeds) else int(gain.argmax())
         picks.append(pick)
-        gains.append(float("inf") if step < len(seeds) else float(gain[pick]) / unit)
-        row = similarities[every[pick : pick + 1]][0]
-        for moved in (row > best).nonzero().squeeze(1).split(BLOCK_ROWS):
+        gains.append(float("inf") if step < len(seeds) else int(gain[pick]) / one)
+        row = _host(similarities[slice(pick, pick + 1)].view(-1))
+        moving = np.flatnonzero(row > best)
+        for start in range(0, len(moving), BLOCK_ROWS):
+            moved = moving[start : start + BLOCK_ROWS]
             old, new = best[moved], row[moved]
             # max(0, s − old) − max(0, s − new) = clamp(s, old, new) − old
-            covered = similarities[moved].maximum(old[:, None]).minimum(new[:, None])
-            gain -= covered.sum(0, dtype=dtype) - old.sum(dtype=dtype)
+            block = similarities[_like(moved, directions)]
+            torch.maximum(block, _like(old, directions).unsqueeze(1), out=block)
+            torch.minimum(block, _like(new, directions).unsqueeze(1), out=block)
+            gain -= _host(block.sum(0, dtype=dtype)) - old.sum(dtype=np.int64)
             best[moved] = new
         gain[pick] = -1  # gains only fall: it stays below every other
     return picks, gains
 
 
+def _like(array: Any, directions: _Directions) -> Tensor:
+    return torch.from_numpy(array).to(directions.rows.device)
+
+
 def _opening(directions: _Directions, budget: int, seeds: list[int]) -> list[int]:
     """The seeds, then the most typical tokens until one of the picks has a direction."""
     picks = list(seeds)
-    if len(picks) == budget or bool(directions.present[picks].any()):
+    if len(picks) == budget or directions.present[picks].any():
         return picks
-    parts = list(directions.parts())
-    total = torch.stack([directions[part].sum(0) for part in parts]).double().sum(0).to(directions.dtype)
-    typical = torch.cat([directions[part].mv(total) for part in parts])
-    typical[picks] = -torch.inf
+    total = sum(directions[part].sum(0).double() for part in directions.parts())
+    typical = np.concatenate(
+        [_host(directions[part].mv(torch.as_tensor(total).to(directions.dtype))) for part in directions.parts()]
+    )
+    typical[picks] = -np.inf
     while len(picks) < budget:
-        pick = int(typical.argmax())
-        picks.append(pick)
-        if directions.present[pick]:
+        picks.append(int(typical.argmax()))
+        if directions.present[picks[-1]]:
             break
-        typical[pick] = -torch.inf
+        typical[picks[-1]] = -np.inf
     return picks
 
 
@@ -292,29 +347,26 @@ def _max_mean(
     gains = [float("inf")] * len(picks)
     if len(picks) == budget:
         return picks, gains
-    similarities = _Similarities(directions, lambda cosine: cosine, directions.dtype, workspace_bytes)
-    centres = [pick for pick in picks if directions.present[pick]]
-    total = torch.zeros(len(directions), dtype=torch.float64, device=directions.rows.device)
-    for part in torch.tensor(centres, device=total.device).split(BLOCK_ROWS):
-        total += similarities[part].sum(0, dtype=torch.float64)
-    count = len(centres)
-    taken = torch.zeros_like(directions.present)
-    taken[picks] = True
+    similarities = _Similarities(directions, workspace_bytes, directions.dtype)
+    total, count = np.zeros(len(directions)), 0
+    pending = [pick for pick in picks if directions.present[pick]]
     while len(picks) < budget:
-        value = torch.where(directions.present, 1 - total / count, 0.0).masked_fill_(taken, -torch.inf)
+        for pick in pending:
+            total += _host(similarities[slice(pick, pick + 1)].view(-1))
+            count += 1
+        value = np.where(directions.present, 1 - total / count, 0.0)
+        value[picks] = -np.inf
         pick = int(value.argmax())
         picks.append(pick)
         gains.append(float(value[pick]))
-        taken[pick] = True
-        if directions.present[pick]:
-            total += similarities[torch.tensor([pick], device=total.device)][0]
-            count += 1
+        pending = [pick] if directions.present[pick] else []
     return picks, gains
 
 
-def _distance(cosine: Tensor) -> Tensor:
+def _distance(cosine: Any) -> Any:
     distance = 1 - cosine
-    return distance.masked_fill_(distance < constants.ZERO_DISTANCE, 0)
+    distance[distance < constants.ZERO_DISTANCE] = 0
+    return distance
 
 
 def _max_min(
@@ -331,30 +383,37 @@ def _max_min(
     gains = [float("inf")] * len(picks)
     if len(picks) == budget:
         return picks, gains
-    device = directions.rows.device
-    value = torch.where(directions.present, torch.inf, 0.0).to(directions.dtype)
-    met = torch.zeros_like(directions.rows)  # how many centres each value knows of
-    first = torch.tensor([pick for pick in picks if directions.present[pick]], dtype=torch.int64, device=device)
-    centres = directions.tokens.new_empty(budget, directions.tokens.shape[1], dtype=directions.dtype)
+    present = directions.present
+    first = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
+    # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
+    centres = first.new_empty(first.shape[1], budget)
     count = len(first)
-    centres[:count] = directions[first]
+    centres[:, :count] = first.T
+    value = np.where(present, np.inf, 0.0).astype(_host(directions.inverse_norm[:0]).dtype)
+    met = np.zeros(len(value), dtype=np.int64)  # how many of the centres each value knows of
 
-    def refresh(index: Tensor) -> None:
-        """Bring values up to date, those that lack the most picks together."""
-        order = index[met[index].argsort(stable=True)]
-        for part in order.split(REFRESH_ROWS):
-            known = int(met[part[0]])
-            if known < count:
-                nearest = _distance((directions[part] @ centres[known:count].T).amax(1))
-                # fmin: a token that is not a number never lowers anything
-                value[part] = value[part].fmin(nearest)
-        met[index] = count
+    def refresh(part: Any, unit: Tensor) -> None:
+        known = int(met[part].min())
+        if known < count:
+            nearest = _distance(_host((unit @ centres[:, known:count]).amax(1)))
+            value[part] = np.fmin(value[part], nearest)  # fmin: what is not a number never lowers anything
+            met[part] = count
 
-    refresh(torch.arange(len(directions), device=device))
+    for block in directions.parts(WORKING_SET * BLOCK_ROWS):
+        refresh(block, directions[block])
     value[picks] = -1
+    # A large segment gets more candidates: fewer rounds, each with larger products, which a CPU likes.
+    candidates = max(candidates, len(value) // 32)
     while len(picks) < budget:
         working, outside = _largest(value, WORKING_SET * candidates)
-        refresh(working)
+        if len(working) == len(value):
+            refresh(slice(0, len(value)), directions[slice(0, len(value))])
+        else:  # those that lack the most picks together
+            order = working[met[working].argsort(kind="stable")]
+            for start in range(0, len(order), BLOCK_ROWS):
+                part = order[start : start + BLOCK_ROWS]
+                if met[part[0]] < count:
+                    refresh(part, directions[_like(part, directions)])
         working = working[value[working] >= outside[0]]
         if len(working) == 0:
             continue
@@ -362,51 +421,50 @@ def _max_min(
         contenders = working[chosen]
         if beaten[1] >= 0:
             outside = max(outside, (beaten[0], int(working[beaten[1]])), key=lambda bound: (bound[0], -bound[1]))
-        unit, present = directions[contenders], directions.present[contenders]
-        # a zero token that is picked changes no other value
-        apart = _distance(unit @ unit.T).masked_fill_(~present[:, None], torch.inf)
-        new, distances = _contest(apart, value[contenders], contenders, outside, budget - len(picks))
-        accepted = [int(contenders[i]) for i in new]
-        picks += accepted
+        unit = directions[_like(contenders, directions)]
+        apart = _distance(_host(unit @ unit.T))
+        apart[~present[contenders]] = np.inf  # a zero token that is picked changes no other value
+        won, distances = _contest(apart, value[contenders], contenders, outside, budget - len(picks))
+        accepted = contenders[won]
+        picks += accepted.tolist()
         gains += distances
         value[accepted] = -1
-        joining = [i for i in new if present[i]]
-        centres[count : count + len(joining)] = unit[joining]
+        joining = unit[_like(won[present[accepted]], directions)]
+        centres[:, count : count + len(joining)] = joining.T
         count += len(joining)
     return picks, gains
 
 
-def _largest(value: Tensor, count: int) -> tuple[Tensor, tuple[float, int]]:
+def _largest(value: Any, count: int) -> tuple[Any, tuple[float, int]]:
     """Where the `count` largest values stand, ascending, ties to the lowest; and the largest of the rest."""
     if count >= len(value):
-        return torch.arange(len(value), device=value.device), (-torch.inf, -1)
-    threshold = value.topk(count).values[-1]
-    above = (value > threshold).nonzero().squeeze(1)
-    level = (value == threshold).nonzero().squeeze(1)[: count - len(above)]
-    chosen = torch.cat([above, level]).sort().values
-    rest = value.index_fill(0, chosen, -torch.inf)
-    best = int(rest.argmax())
-    return chosen, (float(rest[best]), best)
+        return np.arange(len(value)), (-np.inf, -1)
+    threshold = np.partition(value, len(value) - count)[len(value) - count]
+    above = np.flatnonzero(value > threshold)
+    level = np.flatnonzero(value == threshold)
+    chosen = np.sort(np.concatenate([above, level[: count - len(above)]]))
+    if len(above) + len(level) > count:
+        return chosen, (float(threshold), int(level[count - len(above)]))
+    rest = np.where(value < threshold, value, -np.inf)
+    return chosen, (float(rest.max()), int(rest.argmax()))
 
 
 def _contest(
-    distance: Tensor, value: Tensor, contenders: Tensor, outside: tuple[float, int], budget: int
-) -> tuple[list[int], list[float]]:
+    apart: Any, value: Any, contenders: Any, outside: tuple[float, int], budget: int
+) -> tuple[Any, list[float]]:
     """The textbook greedy among the contenders, while the best beats what stands outside."""
-    # On the host: a pick is three operations on some hundred numbers, less than one launch.
-    apart, left, rows = distance.cpu().numpy(), value.cpu().numpy().copy(), contenders.cpu().numpy()
     bound, bound_row = outside
-    picks: list[int] = []
+    won: list[int] = []
     gains: list[float] = []
-    while len(picks) < budget:
-        best = int(left.argmax())
-        if left[best] < bound or (left[best] == bound and rows[best] > bound_row):
+    while len(won) < budget:
+        best = int(value.argmax())
+        if value[best] < bound or (value[best] == bound and contenders[best] > bound_row):
             break
-        picks.append(best)
-        gains.append(float(left[best]))
-        np.fmin(left, apart[best], out=left)
-        left[best] = -1
-    return picks, gains
+        won.append(best)
+        gains.append(float(value[best]))
+        np.fmin(value, apart[best], out=value)
+        value[best] = -1
+    return np.array(won, dtype=np.int64), gains
 
 
 def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments) -> Tensor:
