@@ -1,0 +1,229 @@
+"""The command line, `trimtok`: one function a command, heavy imports inside it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import trimtok_fast
+from trimtok_fast.config import PruneConfig
+from trimtok_fast.demo import DEFAULT_QUERY, METHODS, OURS
+from trimtok_fast.errors import InvalidInputError, TrimTokError
+from trimtok_fast.ops import BACKENDS
+
+DESCRIPTION = """\
+Training-free pruning of visual tokens for multimodal language models.
+"""
+
+DEMO_DESCRIPTION = """\
+Prune the visual tokens of real pictures, and compare with other ways to keep as many.
+
+The pictures form one sample of many images: the 28 that scikit-image and scikit-learn
+carry, or a folder of your own. A small CNN turns each of them into 14 x 14 tokens, and
+an ImageNet class is the text query. Prints what was kept and why, the time of each
+stage and the comparison; writes report.html (one page, nothing else needed) and
+kept.png. Works offline.
+"""
+
+DEMO_EPILOG = """\
+examples:
+  trimtok demo                                  28 pictures, a fifth of the tokens, query "espresso"
+  trimtok demo --query "Egyptian cat" --keep 0.1
+  trimtok demo --keep 256 --no-query            256 tokens over all pictures, no text
+  trimtok demo --images ~/holiday --out album   your own pictures
+  trimtok demo --method divprune                show another method's tokens
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; `None` takes them from the process.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr that says what is wrong.
+    """
+    parser = _build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+        status: int = arguments.run(arguments)
+        return status
+    except SystemExit as stop:  # argparse has printed the help, the version or the error
+        return stop.code if isinstance(stop.code, int) else 0
+    except TrimTokError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. Try: {self.prog} --help\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="trimtok",
+        description=DESCRIPTION,
+        epilog="trimtok COMMAND --help tells more about a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"trimtok_fast {trimtok_fast.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="prune the tokens of real pictures, compare, and draw what was kept",
+        description=DEMO_DESCRIPTION,
+        epilog=DEMO_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_run_demo)
+    query = parser.add_mutually_exclusive_group()
+    query.add_argument(
+        "--query",
+        metavar="CLASS",
+        help=f"an ImageNet class by name, in any case (default: {DEFAULT_QUERY}; none with --images)",
+    )
+    query.add_argument("--no-query", action="store_true", help="prune without text; --query '' does the same")
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        type=Path,
+        help="a folder of your own pictures; what cannot be read is named and skipped",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="AMOUNT",
+        type=_parse_keep,
+        default="0.2",
+        help="a share of the tokens in (0, 1], or a whole number of tokens from 2 on (default: 0.2)",
+    )
+    parser.add_argument(
+        "--method",
+        metavar="METHOD",
+        choices=METHODS,
+        default=OURS,
+        help=f"whose tokens are shown first, of {', '.join(METHODS)}; all are compared (default: {OURS})",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("trimtok-demo"),
+        help="where to write (default: trimtok-demo)",
+    )
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        choices=BACKENDS,
+        default="auto",
+        help=f"who does the pruning, of {', '.join(BACKENDS)}; reference is slow (default: auto)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=_parse_seed, default=0, help="of the random selection (default: 0)"
+    )
+
+
+def _parse_keep(text: str) -> PruneConfig:
+    """`--keep`: up to 1 it is a share, above that a number of tokens."""
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = 0.0
+    if 0 < amount <= 1:
+        return PruneConfig(keep_ratio=amount)
+    if amount > 1 and amount.is_integer():
+        return PruneConfig(keep_tokens=int(amount))
+    raise argparse.ArgumentTypeError(
+        f"wanted a share in (0, 1] or a whole number of tokens from 2 on, got {text!r}, as in 0.2 or 512"
+    )
+
+
+def _parse_seed(text: str) -> int:
+    if text.isdecimal() and int(text) < 2**63:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"wanted a whole number from 0 to 2**63 - 1, got {text!r}")
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from trimtok_fast.demo.console import print_result
+        from trimtok_fast.demo.pictures import bundled_pictures, pictures_in
+        from trimtok_fast.demo.report import write_report
+        from trimtok_fast.demo.run import Options, run_demo
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("trimtok_fast"):
+            raise
+        raise TrimTokError(
+            "demo",
+            f"the package {error.name}",
+            "none installed",
+            "Install it: pip install 'trimtok_fast[demo]'.",
+        ) from error
+
+    out = _writable_folder(arguments.out)
+    folder = arguments.images
+    pictures = bundled_pictures() if folder is None else pictures_in(folder, skipped=_complain)
+    if (arguments.keep.keep_tokens or len(pictures)) < len(pictures):
+        raise InvalidInputError(
+            "--keep",
+            f"at least {len(pictures)} tokens: every picture keeps one",
+            str(arguments.keep.keep_tokens),
+            "Keep more, or give fewer pictures.",
+        )
+    options = Options(_query(arguments), arguments.keep, arguments.method, arguments.backend, arguments.seed)
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+        result = run_demo(pictures, options, progress)
+        progress.add_task("drawing", total=None)
+        files = write_report(result, out)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars and Greek letters on a terminal that has none
+    print_result(Console(), result, files)
+    return 0
+
+
+def _query(arguments: argparse.Namespace) -> str | None:
+    if arguments.no_query:
+        return None
+    if arguments.query is None:
+        return DEFAULT_QUERY if arguments.images is None else None
+    query: str = arguments.query.strip()
+    return query or None
+
+
+def _writable_folder(folder: Path) -> Path:
+    """The folder, made where it is missing: better an error now than after the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+        reason = "it may not be written to"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise InvalidInputError(
+        "--out", "a folder to write to", f"{folder} ({reason})", "Choose another with --out."
+    )
+
+
+def _complain(message: str) -> None:
+    print("trimtok:", " ".join(message.split()), file=sys.stderr)

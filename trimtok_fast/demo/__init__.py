@@ -1,0 +1,15 @@
+"""The demo: real tokens of real pictures, pruned and compared, with nothing to download.
+
+`run.run_demo` does the work, `console` prints it, `report` and `sheet` draw it.
+"""
+
+OURS, WITHOUT_QUERY, DIVPRUNE, RANDOM, UNIFORM = (
+    "trimtokenator-lc",
+    "no-query",
+    "divprune",
+    "random",
+    "uniform",
+)
+#: The methods that can be asked for by name.
+METHODS = (OURS, DIVPRUNE, RANDOM, UNIFORM)
+DEFAULT_QUERY = "espresso"

@@ -1,0 +1,116 @@
+"""Other ways to keep as many tokens, and what each of them loses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtok_fast.demo.classifier import TOKENS_PER_PICTURE, Classifier
+from trimtok_fast.ops import greedy_select
+
+#: How many of the tokens that speak most for the queried class are looked for among the kept ones.
+NEEDLES = 20
+#: Rows of a similarity matrix that are held at a time.
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is lost by keeping some tokens only.
+
+    Attributes:
+        mean_distance: mean over all tokens of the cosine distance to the nearest kept one.
+        largest_distance: the largest of these distances.
+        divergence: Kullback–Leibler divergence of the classifier's answers before and after, their mean.
+        same_answer: pictures whose likeliest class stays the same.
+        recall: share of the `NEEDLES` best tokens of the queried class that stay; `None` without a query.
+        emptied: pictures that lost all of their tokens.
+    """
+
+    mean_distance: float
+    largest_distance: float
+    divergence: float
+    same_answer: int
+    recall: float | None
+    emptied: int
+
+
+def keep_at_random(token_count: int, budget: int, seed: int) -> Tensor:
+    """Rows drawn without replacement, int64 [budget], ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(token_count, generator=generator)[:budget].sort().values
+
+
+def keep_uniformly(token_count: int, budget: int) -> Tensor:
+    """Every (token_count / budget)-th row, int64 [budget], ascending."""
+    return torch.arange(budget) * token_count // budget
+
+
+def keep_by_divprune(tokens: Tensor, budget: int, backend: str = "auto") -> Tensor:
+    """DivPrune's rule: max-min over all tokens at once, int64 [budget], ascending.
+
+    The first pick is the token with the largest distance to its nearest other; images and text play no part.
+
+    Source:
+        DivPrune (CVPR 2025, arXiv 2503.02175), written from the paper; METHOD §6.
+    """
+    indices, _ = greedy_select(
+        tokens,
+        [0, len(tokens)],
+        [budget],
+        objective="max_min",
+        seeds=_distance_to_nearest_other(tokens).argmax().view(1),
+        backend=backend,
+    )
+    return indices.sort().values.cpu()
+
+
+def score(tokens: Tensor, kept: Tensor, classifier: Classifier, label: int | None = None) -> Score:
+    """Score kept tokens against all of them, about 0: no method's own geometry decides.
+
+    Args:
+        tokens: fp32 [M, 1280], 196 rows a picture.
+        kept: int64 [K] rows of `tokens`.
+        classifier: reads the mean of a picture's tokens; of a picture without any, it reads zeros.
+        label: number of the queried class.
+    """
+    mask = torch.zeros(len(tokens))
+    mask[kept] = 1
+    mask = mask.view(-1, TOKENS_PER_PICTURE, 1)
+    by_picture = tokens.view(-1, TOKENS_PER_PICTURE, tokens.shape[1])
+    before = classifier.log_probabilities(by_picture.mean(1))
+    after = classifier.log_probabilities((by_picture * mask).sum(1) / mask.sum(1).clamp(min=1))
+    distance = _distance_to_kept(tokens, kept)
+    recall = None
+    if label is not None:
+        votes = tokens @ classifier.query(label)[0]
+        needles = votes.topk(min(NEEDLES, len(tokens))).indices
+        recall = mask.flatten()[needles].mean().item()
+    return Score(
+        mean_distance=distance.mean().item(),
+        largest_distance=distance.max().item(),
+        divergence=(before.exp() * (before - after)).sum(-1).mean().item(),
+        same_answer=int((before.argmax(-1) == after.argmax(-1)).sum()),
+        recall=recall,
+        emptied=int((mask.sum(1) == 0).sum()),
+    )
+
+
+def _distance_to_kept(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Cosine distance to the nearest kept token, for every token with a direction (a zero token has none)."""
+    unit = torch.nn.functional.normalize(tokens, dim=1)
+    nearest = torch.cat([(rows @ unit[kept].T).amax(1) for rows in unit.split(BLOCK)])
+    return (1 - nearest).clamp(min=0)[unit.any(1)]
+
+
+def _distance_to_nearest_other(tokens: Tensor) -> Tensor:
+    """Cosine distance of each token to the nearest other one, [M]."""
+    unit = torch.nn.functional.normalize(tokens, dim=1)
+    nearest = []
+    for start in range(0, len(unit), BLOCK):
+        similarity = unit[start : start + BLOCK] @ unit.T
+        similarity.diagonal(start).fill_(-torch.inf)
+        nearest.append(similarity.amax(1))
+    return 1 - torch.cat(nearest)
