@@ -6,7 +6,19 @@ import torch
 from torch import Tensor
 
 #: Shapes at which loops, blocks and vector widths begin and end: (tokens, width).
-SHAPES = [(1, 1), (2, 3), (7, 5), (31, 16), (64, 33), (127, 64), (255, 8), (256, 40), (257, 40), (512, 16), (521, 9)]
+SHAPES = [
+    (1, 1),
+    (2, 3),
+    (7, 5),
+    (31, 16),
+    (64, 33),
+    (127, 64),
+    (255, 8),
+    (256, 40),
+    (257, 40),
+    (512, 16),
+    (521, 9),
+]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -19,12 +31,13 @@ def make_tokens(
     """Random tokens [count, width].
 
     Args:
-        kind: `"noise"` (nothing alike), `"clusters"` (32 tokens a cluster) or `"photo-like"` (a falling spectrum and
-            neighbours that resemble each other, as patches of a picture do).
+        kind: `"noise"` (nothing alike), `"clusters"` (32 tokens a cluster) or `"photo-like"` (a falling
+            spectrum and neighbours that resemble each other, as patches of a picture do).
         count: number of tokens.
         width: channels.
         seed: of the generator.
-        offset: length of a constant vector added to every token, in units of the mean norm: what projectors do.
+        offset: length of a constant vector added to every token, in units of the mean norm: what projectors
+            do.
         dtype: of the result.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -36,7 +49,9 @@ def make_tokens(
         tokens = normal(count, width)
     elif kind == "clusters":
         groups = max(1, count // 32)
-        tokens = normal(groups, width)[torch.randint(groups, (count,), generator=generator)] + 0.5 * normal(count, width)
+        tokens = normal(groups, width)[torch.randint(groups, (count,), generator=generator)] + 0.5 * normal(
+            count, width
+        )
     elif kind == "photo-like":
         rank = min(width, 64)
         walk = normal(count, rank).mul_(0.4)

@@ -57,7 +57,8 @@ def check_plan(images, samples, statistics, config):
         assert max(1, sum(floors)) <= keep <= pool <= survivors <= sum(lengths)
         assert sum(own) == survivors
         assert all(low <= budget <= high for low, budget, high in zip(floors, own, lengths, strict=True))
-        # In proportion: of two images that are neither at their floor nor full, none is a token ahead of its share.
+        # In proportion: of two images that are neither at their floor nor full, none is a token ahead of its
+        # share.
         free = [
             (budget, weight)
             for budget, weight, low, high in zip(own, weights[span], floors, lengths, strict=True)

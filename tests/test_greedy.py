@@ -15,8 +15,10 @@ from trimtok_fast.config import OBJECTIVES
 BACKENDS = ("reference", "torch")
 
 
-def check_selection(tokens, cu_segments, budgets, objective, origin=None, rows=None, seeds=None, cu_seeds=None, **options):
-    """The torch backend's picks pass the certificate, equal the textbook's where that is apart, and cover as much."""
+def check_selection(
+    tokens, cu_segments, budgets, objective, origin=None, rows=None, seeds=None, cu_seeds=None, **options
+):
+    """Torch's picks pass the certificate, equal the textbook's where it is apart, and cover as much."""
     arguments = dict(objective=objective, origin=origin, rows=rows, seeds=seeds, cu_seeds=cu_seeds)
     found, gain = tt.greedy_select(tokens, cu_segments, budgets, backend="torch", **arguments, **options)
     expected, expected_gain = tt.greedy_select(tokens, cu_segments, budgets, backend="reference", **arguments)
@@ -73,7 +75,14 @@ def test_ragged_segments_rows_and_seeds_together(objective):
     offsets, budgets = [0, 0, 100, 101, 230], [0, 30, 1, 129]
     origin = torch.randn(4, 24, generator=generator) * 0.1
     check_selection(
-        tokens, offsets, budgets, objective, origin, rows, seeds=rows[[5, 50, 200, 102]], cu_seeds=[0, 0, 2, 2, 4]
+        tokens,
+        offsets,
+        budgets,
+        objective,
+        origin,
+        rows,
+        seeds=rows[[5, 50, 200, 102]],
+        cu_seeds=[0, 0, 2, 2, 4],
     )
 
 
@@ -106,7 +115,8 @@ def test_max_min_by_hand(backend):
     angles = torch.tensor([0.0, 15.0, 50.0, 90.0, 170.0]).deg2rad()
     tokens = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0, 5.0, 2.0, 9.0, 3.0]]).T
     indices, gain = tt.greedy_select(tokens, [0, 5], [4], objective="max_min", backend=backend)
-    # The directions' sum points at 53.5 degrees, closest to 50; then 170 (120 away), 0 (50 away), 90 (40 away).
+    # The directions' sum points at 53.5 degrees, closest to 50; then 170 (120 away), 0 (50 away), 90 (40
+    # away).
     assert indices.tolist() == [2, 4, 0, 3]
     expected = [math.inf, *(1 - math.cos(math.radians(angle)) for angle in (120, 50, 40))]
     torch.testing.assert_close(gain, torch.tensor(expected), rtol=1e-5, atol=1e-6)
@@ -116,7 +126,8 @@ def test_max_min_by_hand(backend):
 def test_max_mean_by_hand(backend):
     tokens = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [-0.6, 0.8]])
     indices, gain = tt.greedy_select(tokens, [0, 4], [3], objective="max_mean", backend=backend)
-    # The sum is (1.8, 2.2): 1.8, 2.76, 2.84, 0.68. Then 0.4, 0.04, -, 0.72; the mean is (0, 0.8) and 0 scores 1.
+    # The sum is (1.8, 2.2): 1.8, 2.76, 2.84, 0.68. Then 0.4, 0.04, -, 0.72; the mean is (0, 0.8) and 0 scores
+    # 1.
     assert indices.tolist() == [2, 3, 0]
     torch.testing.assert_close(gain, torch.tensor([math.inf, 0.72, 1.0]), rtol=1e-5, atol=1e-6)
 
@@ -124,7 +135,8 @@ def test_max_mean_by_hand(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_coverage_by_hand(backend):
     tokens = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
-    # Column sums of sim+: 1.8, 1 + .8 + .6 = 2.4, 1.6, 1.0; then what is left: (.2, 0), (.4 for 2), (1 for 3).
+    # Column sums of sim+: 1.8, 1 + .8 + .6 = 2.4, 1.6, 1.0; then what is left: (.2, 0), (.4 for 2), (1 for
+    # 3).
     indices, gain = tt.greedy_select(tokens, [0, 4], [4], objective="coverage", backend=backend)
     assert indices.tolist() == [1, 3, 2, 0]
     torch.testing.assert_close(gain, torch.tensor([2.4, 1.0, 0.4, 0.2]), rtol=1e-5, atol=1e-6)
@@ -156,7 +168,9 @@ class TestDegenerate:
         tokens[::3] = 0
         tokens[1::3] *= 1e-10
         present = [row for row in range(60) if row % 3]
-        alone, alone_gain = tt.greedy_select(tokens[present], [0, 40], [40], objective=objective, backend=backend)
+        alone, alone_gain = tt.greedy_select(
+            tokens[present], [0, 40], [40], objective=objective, backend=backend
+        )
         indices, gain = tt.greedy_select(tokens, [0, 60], [60], objective=objective, backend=backend)
         kept = indices % 3 != 0
         assert indices[kept].tolist() == [present[i] for i in alone.tolist()]
@@ -177,7 +191,9 @@ class TestDegenerate:
 
     def test_seeds_come_first_in_their_order(self, objective, backend):
         tokens = make_tokens("noise", 30, 8)
-        indices, gain = tt.greedy_select(tokens, [0, 30], [5], objective=objective, seeds=[7, 3, 20], backend=backend)
+        indices, gain = tt.greedy_select(
+            tokens, [0, 30], [5], objective=objective, seeds=[7, 3, 20], backend=backend
+        )
         assert indices[:3].tolist() == [7, 3, 20]
         assert gain[:3].tolist() == [math.inf] * 3
         assert torch.isfinite(gain[3:]).all()
@@ -203,7 +219,9 @@ class TestDegenerate:
         together = tt.greedy_select(tokens, offsets, budgets, objective=objective, backend=backend)
         start = 0
         for low, high, budget in zip(offsets, offsets[1:], budgets, strict=False):
-            alone = tt.greedy_select(tokens[low:high], [0, high - low], [budget], objective=objective, backend=backend)
+            alone = tt.greedy_select(
+                tokens[low:high], [0, high - low], [budget], objective=objective, backend=backend
+            )
             assert torch.equal(together[0][start : start + budget], alone[0] + low)
             assert torch.equal(together[1][start : start + budget], alone[1])
             start += budget
@@ -214,7 +232,9 @@ def test_given_norms_are_used(objective):
     tokens = make_tokens("noise", 50, 8)
     muted = 1 / tokens.norm(dim=1)
     muted[10:] = 0
-    indices, _ = tt.greedy_select(tokens, [0, 50], [10], objective=objective, inverse_norm=muted, backend="torch")
+    indices, _ = tt.greedy_select(
+        tokens, [0, 50], [10], objective=objective, inverse_norm=muted, backend="torch"
+    )
     assert sorted(indices.tolist()) == list(range(10))
 
 

@@ -17,7 +17,9 @@ CU_TEXT = [0, 3, 3, 8]  # the second sample has no text
 
 def batch(kind="clusters", dtype=torch.float32, offset=0.0):
     """Three samples, 3 + 1 + 3 images, and their text."""
-    return make_tokens(kind, 640, 32, offset=offset, dtype=dtype), make_tokens("noise", 8, 32, seed=1, dtype=dtype)
+    return make_tokens(kind, 640, 32, offset=offset, dtype=dtype), make_tokens(
+        "noise", 8, 32, seed=1, dtype=dtype
+    )
 
 
 def check_prune(tokens, text, config):
@@ -87,7 +89,9 @@ def test_a_batch_equals_its_samples_alone(dtype, image_objective, pool_objective
         low, high = CU_TOKENS[first], CU_TOKENS[last]
         words = text[CU_TEXT[sample] : CU_TEXT[sample + 1]]
         boundaries = [offset - low for offset in CU_TOKENS[first : last + 1]]
-        alone = tt.prune(tokens[low:high].clone(), boundaries, text=words if len(words) else None, config=config)
+        alone = tt.prune(
+            tokens[low:high].clone(), boundaries, text=words if len(words) else None, config=config
+        )
         own = slice(kept, kept + len(alone.indices))
         assert torch.equal(together.indices[own], alone.indices + low)
         assert torch.equal(together.cu_tokens[first : last + 1] - kept, alone.cu_tokens)
@@ -110,7 +114,9 @@ def test_the_result_means_what_it_says():
     assert out.plan.keep.tolist() == tt.kept_counts(CU_TOKENS, CU_IMAGES, config=config)
     assert (out.indices.diff() > 0).all()
     assert torch.equal(out.gather(tokens), tokens[out.indices])
-    counts = torch.bincount(torch.bucketize(out.indices, torch.tensor(CU_TOKENS[1:]), right=True), minlength=7)
+    counts = torch.bincount(
+        torch.bucketize(out.indices, torch.tensor(CU_TOKENS[1:]), right=True), minlength=7
+    )
     assert torch.equal(out.cu_tokens.diff(), counts)
     lengths = torch.tensor(CU_TOKENS).diff()
     assert (counts >= lengths.clamp(max=2)).all(), "every image keeps its floor"
@@ -118,7 +124,9 @@ def test_the_result_means_what_it_says():
     per_sample = torch.bucketize(torch.arange(640), torch.tensor([200, 260]), right=True)
     for stage, total in ((1, out.plan.survivors), (2, out.plan.pool), (3, out.plan.keep)):
         assert torch.equal(torch.bincount(per_sample[out.stage >= stage], minlength=3), total)
-    survivors = torch.bincount(torch.bucketize((out.stage >= 1).nonzero()[:, 0], torch.tensor(CU_TOKENS[1:]), right=True))
+    survivors = torch.bincount(
+        torch.bucketize((out.stage >= 1).nonzero()[:, 0], torch.tensor(CU_TOKENS[1:]), right=True)
+    )
     assert torch.equal(survivors, out.plan.image_budgets)
     anchors = (out.front == -1) & ~out.alignment.isnan()
     assert anchors.sum() == lengths.clamp(max=2)[[0, 1, 2, 4, 5, 6]].sum()

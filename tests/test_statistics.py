@@ -52,11 +52,14 @@ def test_ragged_samples_with_and_without_text(kind, offset, center):
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_by_hand(backend):
     tokens = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [-5.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
-    out = tt.token_statistics(tokens, [0, 2, 4, 6], text=torch.tensor([[7.0, 0.0]]), center="none", backend=backend)
+    out = tt.token_statistics(
+        tokens, [0, 2, 4, 6], text=torch.tensor([[7.0, 0.0]]), center="none", backend=backend
+    )
     assert out.origin is None
     torch.testing.assert_close(out.inverse_norm, torch.tensor([1 / 2, 1 / 3, 1, 1 / 5, 1, 1 / 2]))
     torch.testing.assert_close(out.direction_sum, torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 2.0]]))
-    # A right angle: 1; opposite: 2; equal: 0. The second image has no direction: one pair is left, at 45 degrees.
+    # A right angle: 1; opposite: 2; equal: 0. The second image has no direction: one pair is left, at 45
+    # degrees.
     torch.testing.assert_close(out.diversity, torch.tensor([1.0, 2.0, 0.0]))
     torch.testing.assert_close(out.variation, torch.tensor([1 - math.sqrt(0.5)]))
     torch.testing.assert_close(out.alignment, torch.tensor([1.0, 0.0, 1.0, -1.0, 0.0, 0.0]))
@@ -129,7 +132,9 @@ def test_scale_does_not_matter(scale):
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_fp64_in_fp64_out(backend):
-    out = tt.token_statistics(torch.eye(4, dtype=torch.float64), [0, 2, 4], text=torch.eye(4)[:1], backend=backend)
+    out = tt.token_statistics(
+        torch.eye(4, dtype=torch.float64), [0, 2, 4], text=torch.eye(4)[:1], backend=backend
+    )
     assert all(getattr(out, name).dtype == torch.float64 for name in FLOATS)
 
 

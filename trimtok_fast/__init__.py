@@ -1,7 +1,7 @@
 """trimtok_fast: training-free pruning of visual tokens for multimodal models, with fused Triton kernels.
 
-A re-implementation of the published outline of TrimTokenator-LC (arXiv 2512.22748); D_intra as published, the other
-formulas ours.
+A re-implementation of the published outline of TrimTokenator-LC (arXiv 2512.22748); D_intra as published, the
+other formulas ours.
 """
 
 from trimtok_fast.budgets import BudgetPlan, kept_counts, plan_budgets

@@ -45,7 +45,8 @@ def kept_counts(
         config: how much to keep; `None` is `PruneConfig()`.
 
     Returns:
-        B of each sample: the ratio's share, rounded half up, at least `min_tokens_per_image` of every image (and one
+        B of each sample: the ratio's share, rounded half up, at least `min_tokens_per_image` of every image
+            (and one
         at all), or `keep_tokens`, at most the sample.
 
     Raises:
@@ -79,7 +80,7 @@ def _kept(lengths: tuple[int, ...], config: PruneConfig, sample: int) -> int:
     if kept < floor:
         raise InvalidInputError(
             "keep_tokens",
-            f"at least {floor} for sample {sample}: {len(lengths)} images keep {config.min_tokens_per_image} each",
+            f"at least {floor} for the {len(lengths)} images of sample {sample}",
             f"{config.keep_tokens}",
             "Raise keep_tokens, or lower min_tokens_per_image.",
         )
@@ -95,9 +96,9 @@ def plan_budgets(
 ) -> BudgetPlan:
     """Split each sample's budget between the stages and among its images.
 
-    Little diversity inside the images makes stage 1 prune more; images that resemble each other leave the pruning to
-    stage 2. Image budgets follow `nonzero * diversity` by water-filling between each image's floor and its size,
-    then by largest remainder, ties to the lower image.
+    Little diversity inside the images makes stage 1 prune more; images that resemble each other leave the
+    pruning to stage 2. Image budgets follow `nonzero * diversity` by water-filling between each image's floor
+    and its size, then by largest remainder, ties to the lower image.
 
     Args:
         statistics: from `token_statistics` of the same tokens.
@@ -140,7 +141,9 @@ def plan_budgets(
     return plan_of(statistics, images, samples, config)
 
 
-def plan_of(statistics: TokenStatistics, images: Segments, samples: Segments, config: PruneConfig) -> BudgetPlan:
+def plan_of(
+    statistics: TokenStatistics, images: Segments, samples: Segments, config: PruneConfig
+) -> BudgetPlan:
     """`plan_budgets` of checked input."""
     device = statistics.diversity.device
     kept = kept_of(images, samples, config)
@@ -174,7 +177,9 @@ def _plan_sample(
     survivors = (size * (kept / size) ** weight + 0.5 + SHARE_TOLERANCE).floor().clamp(min=kept).minimum(size)
     pool = kept + (config.pool_fraction * (survivors - kept) + 0.5).floor()
     floors = lengths.clamp(max=config.min_tokens_per_image)
-    budgets = _largest_remainder(_water_fill(nonzero * diversity, floors, lengths, survivors), lengths, survivors)
+    budgets = _largest_remainder(
+        _water_fill(nonzero * diversity, floors, lengths, survivors), lengths, survivors
+    )
     return survivors.long(), pool.long(), budgets
 
 
@@ -197,7 +202,8 @@ def _water_fill(weight: Tensor, floor: Tensor, cap: Tensor, total: Tensor) -> Te
     weight = torch.where(saturated & ~positive, cap, weight)
     floor = torch.where(saturated & positive, cap, floor)
 
-    # The sum is piecewise linear in λ: image k's part rises by weight_k from floor_k / weight_k to cap_k / weight_k.
+    # The sum is piecewise linear in λ: image k's part rises by weight_k from floor_k / weight_k to cap_k /
+    # weight_k.
     rising = weight > 0
     scale = torch.where(rising, weight, 1.0)
     turns = torch.cat([torch.where(rising, floor, 0.0) / scale, torch.where(rising, cap, 0.0) / scale])
@@ -220,11 +226,20 @@ def _largest_remainder(share: Tensor, cap: Tensor, total: Tensor) -> Tensor:
     return (whole + (rank < total - whole.sum())).long()
 
 
-def check_plan(plan: BudgetPlan, images: Segments, samples: Segments, config: PruneConfig, device: torch.device) -> None:
+def check_plan(
+    plan: BudgetPlan, images: Segments, samples: Segments, config: PruneConfig, device: torch.device
+) -> None:
     """Raise unless a plan that a caller brought fits the images, the floors and itself; reads its values."""
     if not isinstance(plan, BudgetPlan):
-        raise UnsupportedDtypeError("plan", "a BudgetPlan", type(plan).__name__, "Build one with plan_budgets.")
-    expected = {"keep": len(samples), "survivors": len(samples), "pool": len(samples), "image_budgets": len(images)}
+        raise UnsupportedDtypeError(
+            "plan", "a BudgetPlan", type(plan).__name__, "Build one with plan_budgets."
+        )
+    expected = {
+        "keep": len(samples),
+        "survivors": len(samples),
+        "pool": len(samples),
+        "image_budgets": len(images),
+    }
     for field in fields(plan):
         value = getattr(plan, field.name)
         wanted = f"int64 [{expected[field.name]}] on {device}"
@@ -233,13 +248,18 @@ def check_plan(plan: BudgetPlan, images: Segments, samples: Segments, config: Pr
             raise UnsupportedDtypeError(f"plan.{field.name}", wanted, got, "Call .to(torch.int64).")
         if value.shape != (expected[field.name],) or value.device != device:
             got = f"shape {list(value.shape)} on {value.device}"
-            raise InvalidInputError(f"plan.{field.name}", wanted, got, "Plan with the same images and samples.")
+            raise InvalidInputError(
+                f"plan.{field.name}", wanted, got, "Plan with the same images and samples."
+            )
     keep, survivors, pool, budgets = (getattr(plan, field.name).tolist() for field in fields(plan))
     for image, (length, budget) in enumerate(zip(images.lengths, budgets, strict=True)):
         floor = min(config.min_tokens_per_image, length)
         if not floor <= budget <= length:
             raise InvalidInputError(
-                "plan.image_budgets", f"{floor} to {length} for image {image}", str(budget), "Change the plan."
+                "plan.image_budgets",
+                f"{floor} to {length} for image {image}",
+                str(budget),
+                "Change the plan.",
             )
     for sample, span in enumerate(samples):
         floor = max(1, sum(min(config.min_tokens_per_image, length) for length in images.lengths[span]))

@@ -1,7 +1,8 @@
 """The certificate of a greedy selection: every pick replayed in fp64 (METHOD §5).
 
-Rounding differs between backends, so near ties may fall either way, and one flipped tie changes everything after it.
-What must hold is not the same picks but that every pick was, at its step, as good as the best one up to rounding.
+Rounding differs between backends, so near ties may fall either way, and one flipped tie changes everything
+after it. What must hold is not the same picks but that every pick was, at its step, as good as the best one
+up to rounding.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ class Certificate:
     """How far one segment's picks are from greedy.
 
     Attributes:
-        regret: the largest shortfall of a pick's value against the best value available at its step, relative to the
-            larger of 1e-3 and the run's largest finite value. 0: the textbook's picks, up to exact ties.
-        margin: the smallest lead of a pick over the runner-up of its step, on the same scale; where it is above the
-            tolerance, every right backend makes exactly these picks.
+        regret: the largest shortfall of a pick's value against the best value available at its step, relative
+            to the larger of 1e-3 and the run's largest finite value. 0: the textbook's picks, up to exact
+            ties.
+        margin: the smallest lead of a pick over the runner-up of its step, on the same scale; where it is
+            above the tolerance, every right backend makes exactly these picks.
         coverage: Σ_i max_s sim⁺(i, s) over the picks s, what `coverage` maximises.
         radius: the largest distance of a token to its nearest pick, what `max_min` is after.
     """
@@ -75,9 +77,12 @@ def certify(
     center = None if origin is None else origin.detach().cpu().double()
     unit = reference.directions_about(x, center, reference.inverse_norm_about(x, center))
     order = torch.searchsorted(rows, torch.as_tensor(picks).cpu()).tolist()
-    replay = {"coverage": _replay_coverage, "max_min": _replay_max_min, "max_mean": _replay_max_mean}[objective]
+    replay = {"coverage": _replay_coverage, "max_min": _replay_max_min, "max_mean": _replay_max_mean}[
+        objective
+    ]
     present = unit.norm(dim=1) > 0
-    # Until a pick has a direction, max_min and max_mean compare how typical tokens are, on a scale of its own.
+    # Until a pick has a direction, max_min and max_mean compare how typical tokens are, on a scale of its
+    # own.
     opening = next((step + 1 for step, pick in enumerate(order) if present[pick]), len(order))
     typical = unit @ unit.sum(0)
     steps, opening_steps, largest = [(0.0, torch.inf)], [(0.0, torch.inf)], 1e-3
@@ -100,7 +105,9 @@ def certify(
     regret, margin = max(step[0] for step in steps), min(step[1] for step in steps)
     similarity = reference.similarity_of(unit)[:, order]
     apart = reference.distance_of(unit)[:, order]
-    return Certificate(regret, margin, float(similarity.max(1).values.sum()), float(apart.min(1).values.max()))
+    return Certificate(
+        regret, margin, float(similarity.max(1).values.sum()), float(apart.min(1).values.max())
+    )
 
 
 def _replay_coverage(unit: Tensor, present: Tensor, order: list[int]) -> Iterator[Tensor]:

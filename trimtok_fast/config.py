@@ -22,15 +22,18 @@ class PruneConfig:
     """How much to keep, and by which rules.
 
     Args:
-        keep_ratio: share of each sample's tokens to keep, in (0, 1]; 0.2 if neither this nor `keep_tokens` is given.
-        keep_tokens: number of tokens to keep per sample, instead of a ratio; a sample with fewer keeps them all.
-        min_tokens_per_image: tokens that every image keeps at least (all of a smaller image); 0 allows images to
-            vanish, which leaves placeholders with nothing behind them.
+        keep_ratio: share of each sample's tokens to keep, in (0, 1]; 0.2 if neither this nor `keep_tokens` is
+            given.
+        keep_tokens: number of tokens to keep per sample, instead of a ratio; a sample with fewer keeps them
+            all.
+        min_tokens_per_image: tokens that every image keeps at least (all of a smaller image); 0 allows images
+            to vanish, which leaves placeholders with nothing behind them.
         center: `"sample"` takes every direction about the sample's mean token, `"none"` about 0.
-        pool_fraction: where the candidate pool of stage 2 lies between the kept tokens (0) and all survivors of
-            stage 1 (1).
-        stage_split: how much of the pruning stage 1 does: `"adaptive"` weighs the images' diversity against their
-            variation, a number w in [0, 1] fixes it (0: stage 2 does all of it, 1: stage 1 does all of it).
+        pool_fraction: where the candidate pool of stage 2 lies between the kept tokens (0) and all survivors
+            of stage 1 (1).
+        stage_split: how much of the pruning stage 1 does: `"adaptive"` weighs the images' diversity against
+            their variation, a number w in [0, 1] fixes it (0: stage 2 does all of it, 1: stage 1 does all of
+            it).
         image_objective: greedy objective of stage 1.
         pool_objective: greedy objective of stage 2's pool.
         candidates: candidates in a round of `max_min`; speed alone depends on it, not the result.
@@ -64,26 +67,34 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and self.keep_tokens is not None:
             raise InvalidInputError(
-                "keep_ratio", "either keep_ratio or keep_tokens", "both", "Give one of the two and leave the other out."
+                "keep_ratio",
+                "either keep_ratio or keep_tokens",
+                "both",
+                "Give one of the two and leave the other out.",
             )
         if self.keep_tokens is not None:
-            check_integer("keep_tokens", self.keep_tokens, minimum=1)
+            self._set("keep_tokens", check_integer("keep_tokens", self.keep_tokens, minimum=1))
         elif self.keep_ratio is None:
-            object.__setattr__(self, "keep_ratio", DEFAULT_KEEP_RATIO)
+            self._set("keep_ratio", DEFAULT_KEEP_RATIO)
         else:
-            _check_share("keep_ratio", self.keep_ratio, zero_allowed=False)
-        check_integer("min_tokens_per_image", self.min_tokens_per_image, minimum=0)
+            self._set("keep_ratio", _check_share("keep_ratio", self.keep_ratio, zero_allowed=False))
+        floor = check_integer("min_tokens_per_image", self.min_tokens_per_image, minimum=0)
+        self._set("min_tokens_per_image", floor)
         check_name("center", self.center, CENTERS)
-        _check_share("pool_fraction", self.pool_fraction)
+        self._set("pool_fraction", _check_share("pool_fraction", self.pool_fraction))
         if isinstance(self.stage_split, str):
             check_name("stage_split", self.stage_split, ("adaptive",), also="a number in [0, 1]")
         else:
-            _check_share("stage_split", self.stage_split)
+            self._set("stage_split", _check_share("stage_split", self.stage_split))
         check_name("image_objective", self.image_objective, OBJECTIVES)
         check_name("pool_objective", self.pool_objective, OBJECTIVES)
-        check_integer("candidates", self.candidates, minimum=1)
-        check_integer("workspace_bytes", self.workspace_bytes, minimum=0)
+        self._set("candidates", check_integer("candidates", self.candidates, minimum=1))
+        self._set("workspace_bytes", check_integer("workspace_bytes", self.workspace_bytes, minimum=0))
         check_flag("check_finite", self.check_finite)
+
+    def _set(self, name: str, value: float | int) -> None:
+        # Plain numbers: numpy's overflow in their width, fractions fail beside tensors, JSON knows neither.
+        object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON; `from_dict` takes it back."""
@@ -94,8 +105,12 @@ class PruneConfig:
         """Build a config from `to_dict`'s output, or from any subset of its keys.
 
         Raises:
-            InvalidInputError: a key is not a field of `PruneConfig`.
+            InvalidInputError: a key is not a field of `PruneConfig`, or a value is outside its range.
+            UnsupportedDtypeError: not a mapping, or a value has the wrong type.
         """
+        if not isinstance(values, Mapping):
+            got = type(values).__name__
+            raise UnsupportedDtypeError("values", "a mapping", got, "Pass to_dict()'s output.")
         fields = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in fields:
@@ -129,13 +144,17 @@ def check_name(argument: str, value: object, names: tuple[str, ...], also: str =
         raise InvalidInputError(argument, wanted, repr(value), remedy)
 
 
-def check_integer(argument: str, value: object, minimum: int) -> None:
-    """Raise unless `value` is an integer of at least `minimum`."""
+def check_integer(argument: str, value: object, minimum: int) -> int:
+    """The value as a plain int, if it is an integer of at least `minimum` that fits int64."""
     wanted = f"an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UnsupportedDtypeError(argument, wanted, f"{value!r} ({type(value).__name__})", "Pass an int.")
     if value < minimum:
         raise InvalidInputError(argument, wanted, repr(value), f"Raise it to {minimum} or more.")
+    number = int(value)
+    if number >= 2**63:
+        raise InvalidInputError(argument, f"{wanted}, below 2**63", "a larger one", "Lower it.")
+    return number
 
 
 def check_flag(argument: str, value: object) -> None:
@@ -146,11 +165,19 @@ def check_flag(argument: str, value: object) -> None:
         )
 
 
-def _check_share(argument: str, value: object, zero_allowed: bool = True) -> None:
+def _check_share(argument: str, value: object, zero_allowed: bool = True) -> float:
     wanted = "a number in [0, 1]" if zero_allowed else "a number in (0, 1]"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UnsupportedDtypeError(argument, wanted, f"{value!r} ({type(value).__name__})", "Pass a float.")
-    number = float(value)
-    if math.isnan(number) or not 0 <= number <= 1 or (number == 0 and not zero_allowed):
-        remedy = "A count of tokens goes into keep_tokens." if argument == "keep_ratio" else "Choose a value inside."
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond 1e308
+        number = math.inf
+    if not 0 <= number <= 1 or (number == 0 and not zero_allowed):  # NaN fails every comparison
+        remedy = (
+            "A count of tokens goes into keep_tokens."
+            if argument == "keep_ratio"
+            else "Choose a value inside."
+        )
         raise InvalidInputError(argument, wanted, repr(value), remedy)
+    return number

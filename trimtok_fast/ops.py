@@ -14,9 +14,23 @@ from trimtok_fast.backends import reference
 from trimtok_fast.backends import torch as torch_backend
 from trimtok_fast.config import CENTERS, OBJECTIVES, check_integer, check_name
 from trimtok_fast.errors import BackendUnavailableError, InvalidInputError
-from trimtok_fast.segments import Boundaries, Segments, cumulative, parse_boundaries, parse_images, parse_integers
+from trimtok_fast.segments import (
+    Boundaries,
+    Segments,
+    cumulative,
+    parse_boundaries,
+    parse_images,
+    parse_integers,
+)
 from trimtok_fast.statistics import TokenStatistics
-from trimtok_fast.validation import check_device, check_distinct, check_floats, check_like, check_rows, check_text, check_tokens
+from trimtok_fast.validation import (
+    check_distinct,
+    check_floats,
+    check_like,
+    check_rows,
+    check_text,
+    check_tokens,
+)
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
@@ -33,7 +47,10 @@ def choose_backend(name: str, tokens: Tensor) -> ModuleType:
         return reference
     if name == "triton":
         raise BackendUnavailableError(
-            "backend", "a backend that can run here", "'triton', whose kernels are not part of this version", "Use 'torch'."
+            "backend",
+            "a backend that can run here",
+            "'triton', whose kernels are not part of this version",
+            "Use 'torch'.",
         )
     if name == "auto" and tokens.is_cuda:
         _warn_once("backend='auto' runs on 'torch': the Triton kernels are not part of this version.")
@@ -75,11 +92,13 @@ def token_statistics(
         BackendUnavailableError: a backend named that cannot run.
 
     Note:
-        Reads the tokens once, twice with `center="sample"`; no matrix. Sums accumulate in fp32 over blocks and in
-        fp64 across them. NaN, infinities and norms above 1e18 are left to the caller: they give `inverse_norm` NaN.
+        Reads the tokens once, twice with `center="sample"`; no matrix. Sums accumulate in fp32 over blocks
+        and in fp64 across them. NaN, infinities and norms above 1e18 are left to the caller: they give
+        `inverse_norm` NaN.
 
     Source:
-        METHOD §1. D_intra as published (arXiv 2512.22748), in its closed form; D_inter and the alignment are ours.
+        METHOD §1. D_intra as published (arXiv 2512.22748), in its closed form; D_inter and the alignment are
+        ours.
 
     Example:
         >>> import torch
@@ -115,8 +134,8 @@ def greedy_select(
 
     Args:
         tokens: fp32, fp16, bf16 or fp64 [M, d], any strides.
-        cu_segments: segment boundaries, int32 or int64 [g + 1] or a sequence of ints. They count rows of `tokens`,
-            or entries of `rows`. A segment may be empty.
+        cu_segments: segment boundaries, int32 or int64 [g + 1] or a sequence of ints. They count rows of
+            `tokens`, or entries of `rows`. A segment may be empty.
         budgets: picks of each segment, [g], seeds included.
         objective: `"coverage"` (facility location), `"max_min"` (k-centre) or `"max_mean"`.
         seeds: rows of `tokens` that are picked first, grouped by segment.
@@ -124,28 +143,29 @@ def greedy_select(
         origin: [g, d], the point that each segment's directions are taken about; `None` is 0.
         inverse_norm: [M], 1 / ‖x − origin‖ of every token and 0 for tokens without a direction, as
             `token_statistics` gives it; `None` computes it.
-        rows: int64 [N], the rows of `tokens` that the segments run over, each once a segment; `None` is all of them.
+        rows: int64 [N], the rows of `tokens` that the segments run over, each once a segment; `None` is all
+            of them.
         total: an upper bound of the sum of the budgets; sizes the output.
         candidates: candidates in a round of `max_min`; it decides speed alone.
-        workspace_bytes: bound on stored similarities (`coverage`, `max_mean`); a larger segment goes block by block
-            and computes them again.
+        workspace_bytes: bound on stored similarities (`coverage`, `max_mean`); a larger segment goes block by
+            block and computes them again.
         backend: `"auto"`, `"reference"`, `"torch"` or `"triton"`.
 
     Returns:
-        Indices int64 [Σ budgets], rows of `tokens` in the order of the picks, segment by segment, and gains fp32
-        [Σ budgets], each pick's value when it was made: +inf for seeds and for the seedless first pick of `max_min`
-        and `max_mean`. With `total`, both have that length; what is left over is -1 and NaN.
+        Indices int64 [Σ budgets], rows of `tokens` in the order of the picks, segment by segment, and gains
+        fp32 [Σ budgets], each pick's value when it was made: +inf for seeds and for the seedless first pick
+        of `max_min` and `max_mean`. With `total`, both have that length; what is left over is -1 and NaN.
 
     Raises:
-        InvalidInputError: shapes, boundaries, devices or names that do not fit; a budget above its segment or below
-            its seeds; seeds out of range, twice, or of another segment.
+        InvalidInputError: shapes, boundaries, devices or names that do not fit; a budget above its segment or
+            below its seeds; seeds out of range, twice, or of another segment.
         UnsupportedDtypeError: tensors or boundaries of another type.
         BackendUnavailableError: a backend named that cannot run.
 
     Note:
-        Ties go to the lowest row. A token without a direction gains nothing and changes nothing. Accumulates in fp32
-        (fp64 for fp64 tokens), coverage gains in fixed point. The same segment gives the same bits alone and in a
-        batch. The torch backend reads values back from a GPU all along.
+        Ties go to the lowest row. A token without a direction gains nothing and changes nothing. Accumulates
+        in fp32 (fp64 for fp64 tokens), coverage gains in fixed point. The same segment gives the same bits
+        alone and in a batch. The torch backend reads values back from a GPU all along.
 
     Source:
         METHOD §3 (the objectives; their choice is ours) and §5 (exact greedy, fast).
@@ -172,8 +192,8 @@ def greedy_select(
         origin = check_like("origin", origin, (len(segments), tokens.shape[1]), tokens, "[g, d]")
     if inverse_norm is not None:
         inverse_norm = check_like("inverse_norm", inverse_norm, (len(tokens),), tokens, "[M]")
-    check_integer("candidates", candidates, minimum=1)
-    check_integer("workspace_bytes", workspace_bytes, minimum=0)
+    candidates = check_integer("candidates", candidates, minimum=1)
+    workspace_bytes = check_integer("workspace_bytes", workspace_bytes, minimum=0)
     run = choose_backend(backend, tokens)
     with torch.no_grad():
         indices, gain = run.greedy_select(
@@ -205,13 +225,19 @@ def _check_budgets(budgets: Tensor | Sequence[int], segments: Segments, total: i
     for index, (budget, length) in enumerate(zip(counts, segments.lengths, strict=True)):
         if not 0 <= budget <= length:
             raise InvalidInputError(
-                "budgets", f"0 to {length}, the size of segment {index}", f"{budget}", "Lower it, or enlarge the segment."
+                "budgets",
+                f"0 to {length}, the size of segment {index}",
+                f"{budget}",
+                "Lower it, or enlarge the segment.",
             )
     if total is not None:
         check_integer("total", total, minimum=0)
         if total < sum(counts):
             raise InvalidInputError(
-                "total", f"at least the sum of the budgets, {sum(counts)}", f"{total}", "Raise it or leave it out."
+                "total",
+                f"at least the sum of the budgets, {sum(counts)}",
+                f"{total}",
+                "Raise it or leave it out.",
             )
     return counts
 
@@ -226,32 +252,47 @@ def _check_seeds(
 ) -> tuple[Tensor, Segments]:
     if seeds is None:
         if cu_seeds is not None:
-            raise InvalidInputError("cu_seeds", "no boundaries without seeds", "boundaries", "Pass seeds as well.")
+            raise InvalidInputError(
+                "cu_seeds", "no boundaries without seeds", "boundaries", "Pass seeds as well."
+            )
         return torch.empty(0, dtype=torch.int64, device=tokens.device), Segments((0,) * (len(segments) + 1))
     if not isinstance(seeds, Tensor):
-        seeds = torch.tensor(parse_integers("seeds", seeds, "row numbers"), dtype=torch.int64, device=tokens.device)
+        seeds = torch.tensor(
+            parse_integers("seeds", seeds, "row numbers"), dtype=torch.int64, device=tokens.device
+        )
     seeds = check_rows("seeds", seeds, len(tokens), tokens)
     if cu_seeds is None:
         if len(segments) > 1:
             raise InvalidInputError(
-                "cu_seeds", f"boundaries of {len(segments)} segments' seeds", "None", "Say which seeds are whose."
+                "cu_seeds",
+                f"boundaries of {len(segments)} segments' seeds",
+                "None",
+                "Say which seeds are whose.",
             )
         groups = cumulative([len(seeds)])
     else:
         groups = parse_boundaries("cu_seeds", cu_seeds, len(seeds), "seeds", "segment", allow_empty=True)
         if len(groups) != len(segments):
             raise InvalidInputError(
-                "cu_seeds", f"{len(segments) + 1} boundaries, one stretch a segment", f"{len(groups) + 1}", "Match cu_segments."
+                "cu_seeds",
+                f"{len(segments) + 1} boundaries, one stretch a segment",
+                f"{len(groups) + 1}",
+                "Match cu_segments.",
             )
     for index, (number, budget) in enumerate(zip(groups.lengths, budgets, strict=True)):
         if number > budget:
             raise InvalidInputError(
-                "seeds", f"at most {budget} in segment {index}: they count in its budget", f"{number}", "Raise the budget."
+                "seeds",
+                f"at most {budget} in segment {index}: they count in its budget",
+                f"{number}",
+                "Raise the budget.",
             )
     check_distinct("seeds", seeds, groups, "segment")
     for index, (group, segment) in enumerate(zip(groups, segments, strict=True)):
         own = seeds[group]
-        inside = (own >= segment.start) & (own < segment.stop) if rows is None else torch.isin(own, rows[segment])
+        inside = (
+            (own >= segment.start) & (own < segment.stop) if rows is None else torch.isin(own, rows[segment])
+        )
         if not bool(inside.all()):
             raise InvalidInputError(
                 "seeds",
@@ -274,7 +315,8 @@ def pareto_front(
         backend: `"auto"`, `"reference"`, `"torch"` or `"triton"`.
 
     Returns:
-        int64 [N]: 0 where no token of the segment dominates, 1 where only tokens of front 0 do, and so on. A token
+        int64 [N]: 0 where no token of the segment dominates, 1 where only tokens of front 0 do, and so on. A
+            token
         dominates another when it is at least as good in both and better in one; equal tokens share a front.
 
     Raises:
@@ -292,12 +334,17 @@ def pareto_front(
     """
     diversity = check_floats("diversity", diversity, "[N]", 1)
     alignment = check_like("alignment", alignment, tuple(diversity.shape), diversity, "[N]")
-    segments = parse_boundaries("cu_segments", cu_segments, len(diversity), "tokens", "segment", allow_empty=True)
+    segments = parse_boundaries(
+        "cu_segments", cu_segments, len(diversity), "tokens", "segment", allow_empty=True
+    )
     for argument, value in (("diversity", diversity), ("alignment", alignment)):
         missing = value.isnan()
         if bool(missing.any()):
             raise InvalidInputError(
-                argument, "numbers", f"NaN at position {int(missing.nonzero()[0])}", "Rank tokens with both values only."
+                argument,
+                "numbers",
+                f"NaN at position {int(missing.nonzero()[0])}",
+                "Rank tokens with both values only.",
             )
     run = choose_backend(backend, diversity)
     with torch.no_grad():
@@ -327,4 +374,6 @@ def gather_tokens(tokens: Tensor, indices: Tensor, *, backend: str = "auto") -> 
     """
     check_tokens(tokens)
     indices = check_rows("indices", indices, len(tokens), tokens)
-    return choose_backend(backend, tokens).gather_tokens(tokens, check_device("indices", indices, tokens))
+    if indices.is_inference() and not torch.is_inference_mode_enabled():
+        indices = indices.clone()  # autograd keeps them, and refuses what inference mode made
+    return choose_backend(backend, tokens).gather_tokens(tokens, indices)

@@ -33,8 +33,8 @@ class PruneResult:
             `pool_objective="coverage"`); anchors report the largest finite one of their sample.
         alignment: [K] cosine to the text, NaN in samples without text; `None` without any text.
         front: int64 [K] Pareto front, -1 for an anchor or in a sample without text; `None` without any text.
-        stage: int8 [M], how far each token came: 0 dropped inside its image (stage 1), 1 dropped across images
-            (stage 2's pool), 2 dropped by the Pareto selection, 3 kept.
+        stage: int8 [M], how far each token came: 0 dropped inside its image (stage 1), 1 dropped across
+            images (stage 2's pool), 2 dropped by the Pareto selection, 3 kept.
     """
 
     indices: Tensor
@@ -50,7 +50,10 @@ class PruneResult:
         """The kept rows of `tokens`, [K, d]; differentiable."""
         if len(tokens) != len(self.stage):
             raise InvalidInputError(
-                "tokens", f"the {len(self.stage)} tokens that were pruned", f"{len(tokens)} rows", "Pass the same tokens."
+                "tokens",
+                f"the {len(self.stage)} tokens that were pruned",
+                f"{len(tokens)} rows",
+                "Pass the same tokens.",
             )
         return gather_tokens(tokens, self.indices)
 
@@ -82,18 +85,19 @@ def prune(
         `PruneResult`.
 
     Raises:
-        InvalidInputError: shapes, boundaries, devices, names or a plan that do not fit; with `config.check_finite`, a
-            token or text token with NaN, an infinity or a norm above 1e18.
+        InvalidInputError: shapes, boundaries, devices, names or a plan that do not fit; with
+            `config.check_finite`, a token or text token with NaN, an infinity or a norm above 1e18.
         UnsupportedDtypeError: tensors, boundaries, a config or a plan of another type.
         BackendUnavailableError: a backend named that cannot run.
 
     Note:
-        Every sample's result is bit for bit what it is alone. The stages run under `torch.profiler.record_function`
-        ranges named `trimtok::statistics`, `trimtok::budgets`, `trimtok::stage1`, `trimtok::stage2`, `trimtok::pareto`.
+        Every sample's result is bit for bit what it is alone. The stages run under
+        `torch.profiler.record_function` ranges named `trimtok::statistics`, `trimtok::budgets`,
+        `trimtok::stage1`, `trimtok::stage2`, `trimtok::pareto`.
 
     Source:
-        TrimTokenator-LC, arXiv 2512.22748: a re-implementation of the published outline; D_intra as published, the
-        other formulas ours (METHOD).
+        TrimTokenator-LC, arXiv 2512.22748: a re-implementation of the published outline; D_intra as
+        published, the other formulas ours (METHOD).
 
     Example:
         >>> import torch
@@ -112,16 +116,26 @@ def prune(
     with torch.no_grad():
         with record_function("trimtok::statistics"):
             statistics = token_statistics(
-                tokens, images.offsets, samples.offsets, text=text, cu_text=cu_text, center=config.center, backend=backend
+                tokens,
+                images.offsets,
+                samples.offsets,
+                text=text,
+                cu_text=cu_text,
+                center=config.center,
+                backend=backend,
             )
             if config.check_finite:
                 _check_finite(statistics.inverse_norm, text)
         with record_function("trimtok::budgets"):
             plan = plan_of(statistics, images, samples, config) if plan is None else plan
         with record_function("trimtok::stage1"):
-            survivors, anchors, cu_anchors = _stage_1(tokens, images, samples, statistics, plan, config, backend)
+            survivors, anchors, cu_anchors = _stage_1(
+                tokens, images, samples, statistics, plan, config, backend
+            )
         with record_function("trimtok::stage2"):
-            order, distance = _stage_2(tokens, survivors, anchors, cu_anchors, statistics, plan, config, backend)
+            order, distance = _stage_2(
+                tokens, survivors, anchors, cu_anchors, statistics, plan, config, backend
+            )
         with record_function("trimtok::pareto"):
             kept, front = _select(order, distance, anchors, statistics.alignment, plan, backend)
 
@@ -148,7 +162,7 @@ def _check_finite(inverse_norm: Tensor, text: Tensor | None) -> None:
         raise InvalidInputError(
             "tokens",
             "finite tokens of norm up to 1e18",
-            f"{int(wrong.sum())} with NaN, an infinity or a larger norm, the first in row {int(wrong.nonzero()[0])}",
+            f"{int(wrong.sum())} that are not, the first in row {int(wrong.nonzero()[0])}",
             "Mend the projector's output; check_finite=False skips this check.",
         )
     if text is not None:
@@ -158,7 +172,7 @@ def _check_finite(inverse_norm: Tensor, text: Tensor | None) -> None:
             raise InvalidInputError(
                 "text",
                 "finite text tokens of norm up to 1e18",
-                f"{int(wrong.sum())} with NaN, an infinity or a larger norm, the first in row {int(wrong.nonzero()[0])}",
+                f"{int(wrong.sum())} that are not, the first in row {int(wrong.nonzero()[0])}",
                 "Mend the embeddings; check_finite=False skips this check.",
             )
 
@@ -172,7 +186,7 @@ def _stage_1(
     config: PruneConfig,
     backend: str,
 ) -> tuple[Tensor, Tensor, Segments]:
-    """The most representative tokens of each image: survivors, ascending; anchors by sample; the anchors' samples."""
+    """The most representative tokens of each image: survivors, ascending; anchors; the anchors' samples."""
     origin = statistics.origin
     picks, _ = greedy_select(
         tokens,
@@ -227,7 +241,7 @@ def _stage_2(
 def _select(
     order: Tensor, distance: Tensor, anchors: Tensor, alignment: Tensor | None, plan: BudgetPlan, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Positions in `order` of the tokens that stay, B of each sample, and every position's Pareto front (or -1)."""
+    """Positions in `order` of the tokens that stay, B of each sample; every position's front (or -1)."""
     count = len(plan.pool)
     sample = torch.arange(count, device=order.device).repeat_interleave(plan.pool)
     position = torch.arange(len(order), device=order.device)
@@ -246,7 +260,9 @@ def _select(
             backend=backend,
         )
         group = sample[ranked] * len(order) + front[ranked]
-        keys[1][ranked] = -(_normalised(distance[ranked], group) + _normalised(alignment[order[ranked]], group))
+        keys[1][ranked] = -(
+            _normalised(distance[ranked], group) + _normalised(alignment[order[ranked]], group)
+        )
     rank = position
     for key in (*keys, sample):
         rank = rank[key[rank].argsort(stable=True)]
@@ -262,4 +278,6 @@ def _normalised(value: Tensor, group: Tensor) -> Tensor:
     )
     high = torch.zeros_like(low).scatter_reduce(0, inverse, value.double(), "amax", include_self=False)
     spread = (high - low)[inverse]
-    return torch.where(spread > 0, (value.double() - low[inverse]) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
+    return torch.where(
+        spread > 0, (value.double() - low[inverse]) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +14,8 @@ from torch import Tensor
 from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
 
 Boundaries = Tensor | Sequence[int]
+
+INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Segments:
         return tuple(end - start for start, end in pairwise(self.offsets))
 
     def of(self, inner: Segments) -> Segments:
-        """These segments of `inner` segments as segments of its rows: samples of images become samples of tokens."""
+        """These segments of `inner` segments, as segments of its rows: samples of tokens, not of images."""
         return Segments(tuple(inner.offsets[offset] for offset in self.offsets))
 
     def tensor(self, device: torch.device) -> Tensor:
@@ -70,22 +72,41 @@ def parse_integers(argument: str, value: Boundaries, noun: str = "integers") -> 
             raise UnsupportedDtypeError(
                 argument, f"{noun} as int32 or int64", str(value.dtype), f"Call {argument}.to(torch.int64)."
             )
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            got = "a meta tensor" if value.is_meta else "a sparse or nested one"
+            raise InvalidInputError(argument, f"{noun} in a dense tensor with values", got, "Pass a list.")
         if value.ndim != 1:
             raise InvalidInputError(
                 argument, f"{noun} in one dimension", f"shape {list(value.shape)}", f"Flatten {argument}."
             )
         return value.tolist()
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+    if not _is_sequence(value):
         raise UnsupportedDtypeError(
-            argument, f"{noun}: an int32 or int64 tensor, or a sequence of ints", type(value).__name__, "Pass a list."
+            argument,
+            f"{noun}: an int32 or int64 tensor, or a sequence of ints",
+            type(value).__name__,
+            "Pass a list.",
         )
     numbers = list(value)
     for position, number in enumerate(numbers):
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise UnsupportedDtypeError(
-                argument, noun, f"{number!r} ({type(number).__name__}) at position {position}", "Use whole numbers."
+                argument,
+                f"{noun} as ints",
+                f"{number!r} ({type(number).__name__}) at position {position}",
+                "Use whole numbers.",
             )
+        if int(number) not in INT64:
+            got = f"one that does not at position {position}"
+            raise InvalidInputError(argument, f"{noun} that fit int64", got, "Count rows, from 0.")
     return [int(number) for number in numbers]
+
+
+def _is_sequence(value: object) -> bool:
+    """Whether it has a length and an order and can be read twice: a list, a tuple, a range, a numpy array."""
+    if isinstance(value, str | bytes | bytearray | Mapping) or getattr(value, "ndim", 1) == 0:
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def parse_boundaries(
@@ -102,8 +123,8 @@ def parse_boundaries(
         allow_empty: whether a segment may hold nothing.
 
     Raises:
-        InvalidInputError: not one segment at least, not starting at 0, not ending at `end`, decreasing, or a segment
-            without rows.
+        InvalidInputError: not one segment at least, not starting at 0, not ending at `end`, decreasing, or a
+            segment without rows.
         UnsupportedDtypeError: not integers.
     """
     offsets = parse_integers(argument, value, "boundaries")
@@ -144,7 +165,7 @@ def parse_boundaries(
 def parse_images(
     cu_tokens: Boundaries, cu_images: Boundaries | None, token_count: int | None
 ) -> tuple[Segments, Segments]:
-    """The images as segments of the tokens, and the samples as segments of the images (one sample for `None`)."""
+    """The images as segments of the tokens, the samples as segments of the images (`None`: one sample)."""
     images = parse_boundaries("cu_tokens", cu_tokens, token_count, "tokens", "image")
     if cu_images is None:
         return images, Segments((0, len(images)))

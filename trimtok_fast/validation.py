@@ -14,7 +14,10 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def describe(value: object) -> str:
     """What was got, in a few words."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+        dtype, layout = (str(name).removeprefix("torch.") for name in (value.dtype, value.layout))
+        kind = dtype if layout == "strided" else f"{dtype} {layout}"
+        shape = "of nested shape" if value.is_nested else list(value.shape)
+        return f"{kind} {shape} on {value.device}"
     return type(value).__name__
 
 
@@ -24,9 +27,12 @@ def check_floats(argument: str, value: object, shape: str, ndim: int) -> Tensor:
     if not isinstance(value, Tensor):
         raise UnsupportedDtypeError(argument, wanted, describe(value), "Pass a torch tensor.")
     if value.dtype not in FLOATS:
-        raise UnsupportedDtypeError(argument, wanted, describe(value), f"Call {argument}.float().")
-    if value.layout != torch.strided or value.is_meta:
-        raise InvalidInputError(argument, "a dense tensor with data", describe(value), "Call .to_dense().")
+        how = "dequantize" if value.is_quantized else "float"
+        remedy = f"Call {argument}.{how}()." if not value.is_complex() else "Pass real numbers."
+        raise UnsupportedDtypeError(argument, wanted, describe(value), remedy)
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        remedy = "Load it onto a device." if value.is_meta else f"Pass {argument} as one dense tensor."
+        raise InvalidInputError(argument, "a dense tensor with data", describe(value), remedy)
     if value.ndim != ndim:
         raise InvalidInputError(argument, wanted, describe(value), f"Reshape {argument} to {shape}.")
     return value.detach()
@@ -45,7 +51,10 @@ def check_like(argument: str, value: object, shape: tuple[int, ...], tokens: Ten
     tensor = check_floats(argument, value, names, len(shape))
     if tensor.shape != shape:
         raise InvalidInputError(
-            argument, f"{names} = {list(shape)}", describe(tensor), "Pass what belongs to these tokens and boundaries."
+            argument,
+            f"{names} = {list(shape)}",
+            describe(tensor),
+            "Pass what belongs to these tokens and boundaries.",
         )
     return check_device(argument, tensor, tokens)
 
@@ -54,7 +63,10 @@ def check_device(argument: str, value: Tensor, tokens: Tensor) -> Tensor:
     """The tensor, if it is where the tokens are."""
     if value.device != tokens.device:
         raise InvalidInputError(
-            argument, f"a tensor on {tokens.device}", f"one on {value.device}", f"Call {argument}.to({str(tokens.device)!r})."
+            argument,
+            f"a tensor on {tokens.device}",
+            f"one on {value.device}",
+            f"Call {argument}.to({str(tokens.device)!r}).",
         )
     return value
 
@@ -65,7 +77,9 @@ def check_text(
     """The text tokens [t, d] and their samples; neither where there is no text."""
     if text is None:
         if cu_text is not None:
-            raise InvalidInputError("cu_text", "no boundaries without text", "boundaries", "Pass text as well.")
+            raise InvalidInputError(
+                "cu_text", "no boundaries without text", "boundaries", "Pass text as well."
+            )
         return None, None
     words = check_device("text", check_floats("text", text, "[t, d]", 2), tokens)
     if words.shape[1] != tokens.shape[1]:
@@ -89,7 +103,10 @@ def check_text_boundaries(cu_text: Boundaries, words: int, samples: int) -> Segm
     segments = parse_boundaries("cu_text", cu_text, words, "text tokens", "sample", allow_empty=True)
     if len(segments) != samples:
         raise InvalidInputError(
-            "cu_text", f"{samples + 1} boundaries, one stretch a sample", f"{len(segments) + 1}", "Repeat the boundary of a sample without text."
+            "cu_text",
+            f"{samples + 1} boundaries, one stretch a sample",
+            f"{len(segments) + 1}",
+            "Repeat the boundary of a sample without text.",
         )
     return segments
 
@@ -100,13 +117,17 @@ def check_rows(argument: str, value: object, count: int, tokens: Tensor) -> Tens
     if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
         raise UnsupportedDtypeError(argument, wanted, describe(value), "Pass an int64 tensor.")
     if value.ndim != 1:
-        raise InvalidInputError(argument, wanted + " in one dimension", describe(value), f"Flatten {argument}.")
+        raise InvalidInputError(
+            argument, wanted + " in one dimension", describe(value), f"Flatten {argument}."
+        )
     check_device(argument, value, tokens)
-    if len(value) and not (0 <= int(value.min()) and int(value.max()) < count):
+    if value.layout != torch.strided:
+        raise InvalidInputError(argument, wanted + " in a dense tensor", describe(value), "Call .to_dense().")
+    if len(value) and not (int(value.min()) >= 0 and int(value.max()) < count):
         raise InvalidInputError(
             argument, wanted, f"{int(value.min())} to {int(value.max())}", "Count rows of `tokens`, from 0."
         )
-    return value.long()
+    return value.long().contiguous()  # torch.searchsorted warns of strided ones
 
 
 def check_distinct(argument: str, rows: Tensor, segments: Segments, names: str) -> None:
@@ -119,5 +140,8 @@ def check_distinct(argument: str, rows: Tensor, segments: Segments, names: str) 
     if bool(twice.any()):
         at = int(twice.nonzero()[0])
         raise InvalidInputError(
-            argument, f"each row once in a {names}", f"row {int(rows[at])} twice in {names} {int(owner[at])}", "Drop the copy."
+            argument,
+            f"each row once in a {names}",
+            f"row {int(rows[at])} twice in {names} {int(owner[at])}",
+            "Drop the copy.",
         )

@@ -28,7 +28,15 @@ def token_statistics(
     """METHOD §1 by its definitions: pairwise means over full matrices."""
     out_dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
     x = tokens.double()
-    direction_sum, nonzero, diversity, variation, origins, inverse_norms, alignments = [], [], [], [], [], [], []
+    direction_sum, nonzero, diversity, variation, origins, inverse_norms, alignments = (
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+    )
 
     for image in images:
         unit = x[image] * inverse_norm_about(x[image], None)[:, None]
@@ -38,7 +46,11 @@ def token_statistics(
         diversity.append(mean_pairwise_distance(present) if len(present) > 1 else 0.0)
 
     for sample, span in enumerate(samples):
-        sums = [s / s.norm() for s, z in zip(direction_sum[span], nonzero[span], strict=True) if has_direction(s, z)]
+        sums = [
+            s / s.norm()
+            for s, z in zip(direction_sum[span], nonzero[span], strict=True)
+            if has_direction(s, z)
+        ]
         variation.append(mean_pairwise_distance(torch.stack(sums)) if len(sums) > 1 else float("nan"))
 
         own = x[samples.of(images)[sample]]
@@ -59,7 +71,9 @@ def token_statistics(
         return torch.tensor(values, dtype=out_dtype, device=tokens.device)
 
     return TokenStatistics(
-        origin=torch.stack([o.to(out_dtype) for o in origins if o is not None]) if center == "sample" else None,
+        origin=torch.stack([o.to(out_dtype) for o in origins if o is not None])
+        if center == "sample"
+        else None,
         inverse_norm=torch.cat(inverse_norms).to(out_dtype),
         direction_sum=torch.stack(direction_sum).to(out_dtype),
         nonzero=torch.tensor(nonzero, dtype=torch.int64, device=tokens.device),

@@ -1,0 +1,159 @@
+"""The directions of one segment's tokens, and their cosines: what every greedy objective is made of.
+
+Tokens are copied into fp32 (fp64 for fp64 tokens) before any arithmetic, and the origin is subtracted there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtok_fast import statistics as constants
+
+#: A numpy array, whose dtype follows the tokens'.
+Array = Any
+#: Rows in a block: fp32 sums of more lose digits that D_intra needs, and more bytes fall out of the cache.
+BLOCK_ROWS = 256
+
+
+def compute_dtype(tokens: Tensor) -> torch.dtype:
+    """What sums and products of these tokens are made in."""
+    return torch.float64 if tokens.dtype == torch.float64 else torch.float32
+
+
+def inverse_norms(block: Tensor, origin: Tensor | None = None) -> Tensor:
+    """1 / ‖x − origin‖ by row, 0 without a direction, NaN if not finite; the block becomes x − origin."""
+    norm = torch.linalg.vector_norm(block, dim=1)
+    centered = norm if origin is None else torch.linalg.vector_norm(block.sub_(origin), dim=1)
+    nothing = (norm < constants.ZERO_NORM) | (centered <= constants.ZERO_SHARE * norm)
+    inverse = centered.reciprocal().masked_fill_(nothing, 0)
+    return inverse.masked_fill_(~(norm <= constants.LARGEST_NORM), float("nan"))
+
+
+class Directions:
+    """û of one segment, (x − origin) · inverse_norm: stored if it fits the workspace, else made when read."""
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        origin: Tensor | None,
+        inverse_norm: Tensor | None,
+        workspace_bytes: int,
+    ) -> None:
+        self.tokens = tokens
+        self.rows = rows
+        self.dtype = compute_dtype(tokens)
+        self.origin = None if origin is None else origin.to(self.dtype)
+        self.nbytes = len(rows) * tokens.shape[1] * self.dtype.itemsize
+        self.stored: Tensor | None = None
+        if self.nbytes <= workspace_bytes:
+            self.stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype)
+        self.inverse_norm = tokens.new_empty(len(rows), dtype=self.dtype)
+        for part in self.parts():
+            if inverse_norm is not None:
+                self.inverse_norm[part] = inverse_norm.index_select(0, rows[part])
+            if self.stored is None and inverse_norm is not None:
+                continue
+            block = self._load(part)
+            if inverse_norm is None:
+                self.inverse_norm[part] = inverse_norms(block, self.origin)
+            elif self.origin is not None:
+                block.sub_(self.origin)
+            if self.stored is not None:
+                torch.mul(block, self.inverse_norm[part, None], out=self.stored[part])
+        self.present = to_host(self.inverse_norm > 0)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """û of some rows, [k, d]; not to be written to."""
+        if self.stored is None:
+            return self._make(index)
+        return self.stored[index] if isinstance(index, slice) else self.stored.index_select(0, index)
+
+    def parts(self, rows: int = BLOCK_ROWS) -> Iterator[slice]:
+        """The segment in blocks."""
+        return (slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows))
+
+    def _make(self, index: Tensor | slice) -> Tensor:
+        block = self._load(index)
+        if self.origin is not None:
+            block.sub_(self.origin)
+        return block.mul_(self.inverse_norm[index, None])
+
+    def _load(self, index: Tensor | slice) -> Tensor:
+        return self.tokens.index_select(0, self.rows[index]).to(self.dtype)
+
+
+class Similarities:
+    """One segment's cosines, by row: stored where they fit the workspace, else computed at each use.
+
+    `finish` changes a block of them, times `scale`, in place to what is wanted; storing converts it to
+    `dtype`.
+    """
+
+    def __init__(
+        self,
+        directions: Directions,
+        workspace_bytes: int,
+        dtype: torch.dtype,
+        scale: float = 1.0,
+        finish: Callable[[Tensor], object] = lambda cosine: None,
+    ) -> None:
+        self.directions, self.dtype, self.scale, self.finish = directions, dtype, scale, finish
+        size = len(directions)
+        fits = size * size * dtype.itemsize + directions.nbytes <= workspace_bytes
+        self.matrix = self._fill(directions.rows.new_empty(size, size, dtype=dtype)) if fits else None
+
+    def _fill(self, matrix: Tensor) -> Tensor:
+        """Tiles on and below the diagonal only, mirrored: half the work, and symmetric to the bit."""
+        size = len(matrix)
+        buffer = matrix.new_empty(size * BLOCK_ROWS, dtype=self.directions.dtype)
+        for part in self.directions.parts():
+            height, width = size - part.start, part.stop - part.start
+            tile = buffer[: height * width].view(height, width)
+            torch.mm(
+                self.directions[slice(part.start, size)], (self.directions[part] * self.scale).T, out=tile
+            )
+            self.finish(tile)
+            square = tile[:width]
+            matrix[part, part] = square.tril() + square.tril(-1).T
+            matrix[part.stop :, part] = tile[width:]
+            matrix[part, part.stop :] = tile[width:].T
+        return matrix
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """Some rows, [k, m]; a copy for an index, not to be written to for a slice."""
+        if self.matrix is not None:
+            return self.matrix[index] if isinstance(index, slice) else self.matrix.index_select(0, index)
+        unit = self.directions[index]
+        rows = unit.new_empty(len(unit), len(self.directions), dtype=self.dtype)
+        for part in self.directions.parts():
+            tile = unit @ (self.directions[part] * self.scale).T
+            self.finish(tile)
+            rows[:, part] = tile
+        return rows
+
+    def entries(self, row: int, columns: Array) -> Array:
+        """Some similarities of one row, on the host."""
+        at = to_device(columns, self.directions)
+        if self.matrix is not None:
+            return to_host(self.matrix[row].index_select(0, at))
+        tile = self.directions[at] @ (self.directions[slice(row, row + 1)] * self.scale).T
+        self.finish(tile)
+        return to_host(tile.view(-1).to(self.dtype))
+
+
+def to_host(tensor: Tensor) -> Array:
+    """The tensor as a numpy array; no copy on a CPU."""
+    return tensor.cpu().numpy()
+
+
+def to_device(array: Array, directions: Directions) -> Tensor:
+    """The array as a tensor where the tokens are; no copy on a CPU."""
+    return torch.from_numpy(array).to(directions.rows.device)

@@ -1,0 +1,242 @@
+"""Exact greedy, fast (METHOD §5): the textbook's picks in one segment, without the textbook's cost.
+
+What is as long as a segment stays on the host, in numpy: a pick is a dozen operations on such vectors, each
+shorter than a launch. What is as large as a block of similarities stays on the tokens' device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtok_fast import statistics as constants
+from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, Similarities, to_device, to_host
+
+#: Tokens that have changed hands before coverage brings all gains up to date: until then, bounds do.
+MOVED = 32
+#: max_min brings this many times a round's candidates up to date.
+WORKING_SET = 4
+
+
+def coverage(
+    directions: Directions, budget: int, seeds: list[int], workspace_bytes: int
+) -> tuple[list[int], list[float]]:
+    """Facility location with exact gains (METHOD §5), and lazily.
+
+    A pick moves the few tokens whose best it raises; only they change any gain. The moves of some picks are
+    collected and taken out of all gains together. Meanwhile the gains, which only fall, are bounds, and the
+    two or three that could win a pick are made exact.
+
+    Similarities are whole numbers, `one` for 1: sums of them do not depend on the order, running gains do not
+        drift,
+    and ties that are exact in the maths are exact here. BLOCK_ROWS of them, summed, fit their dtype.
+    """
+    dtype, scale = (torch.int64, 2.0**40) if directions.dtype == torch.float64 else (torch.int32, 2.0**22)
+    one = int(scale * (1 - constants.ZERO_DISTANCE))  # and so are all duplicates
+    similarities = Similarities(
+        directions, workspace_bytes, dtype, scale, lambda cosine: cosine.clamp_(0, one).add_(0.5)
+    )
+    gain = np.zeros(len(directions), dtype=np.int64)
+    for part in directions.parts():
+        gain += to_host(similarities[part].sum(0, dtype=dtype))
+    known = to_host(
+        directions.rows.new_zeros(len(directions), dtype=dtype)
+    )  # the best that `gain` counts with
+    best, bound = known.copy(), gain.copy()
+
+    picks: list[int] = []
+    gains: list[float] = []
+    for step in range(budget):
+        moved = np.flatnonzero(best > known)
+        if len(moved) >= MOVED:
+            for start in range(0, len(moved), BLOCK_ROWS):
+                some = moved[start : start + BLOCK_ROWS]
+                gain -= _handed_over(similarities, some, known[some], best[some])
+            known, bound = best.copy(), np.where(bound < 0, -1, gain)
+            moved = moved[:0]
+        if step < len(seeds):
+            pick, value = seeds[step], float("inf")
+        else:
+            pick = _lazy_argmax(similarities, gain, bound, moved, known[moved], best[moved])
+            value = int(bound[pick]) / one
+        picks.append(pick)
+        gains.append(value)
+        bound[pick] = -1
+        np.maximum(best, to_host(similarities[slice(pick, pick + 1)].view(-1)), out=best)
+    return picks, gains
+
+
+def _handed_over(similarities: Similarities, moved: Array, old: Array, new: Array) -> Array:
+    """What every token's gain loses when the best of the `moved` tokens rises from `old` to `new`."""
+    # max(0, s − old) − max(0, s − new) = clamp(s, old, new) − old
+    block = similarities[to_device(moved, similarities.directions)]
+    torch.maximum(block, to_device(old, similarities.directions).unsqueeze(1), out=block)
+    torch.minimum(block, to_device(new, similarities.directions).unsqueeze(1), out=block)
+    return to_host(block.sum(0, dtype=similarities.dtype)) - old.sum(dtype=np.int64)
+
+
+def _lazy_argmax(
+    similarities: Similarities, gain: Array, bound: Array, moved: Array, old: Array, new: Array
+) -> int:
+    """The token with the largest gain. Gains only fall: the bounds of most never need to be made exact."""
+    exact: set[int] = set()
+    while True:
+        pick = int(bound.argmax())
+        if pick in exact or len(moved) == 0:
+            return pick
+        entries = similarities.entries(pick, moved)
+        bound[pick] = gain[pick] - (entries.clip(old, new) - old).sum(dtype=np.int64)
+        exact.add(pick)
+
+
+def _opening(directions: Directions, budget: int, seeds: list[int]) -> list[int]:
+    """The seeds, then the most typical tokens until one of the picks has a direction."""
+    picks = list(seeds)
+    if len(picks) == budget or directions.present[picks].any():
+        return picks
+    total = sum(directions[part].sum(0).double() for part in directions.parts())
+    typical = np.concatenate(
+        [
+            to_host(directions[part].mv(torch.as_tensor(total).to(directions.dtype)))
+            for part in directions.parts()
+        ]
+    )
+    typical[picks] = -np.inf
+    while len(picks) < budget:
+        picks.append(int(typical.argmax()))
+        if directions.present[picks[-1]]:
+            break
+        typical[picks[-1]] = -np.inf
+    return picks
+
+
+def max_mean(
+    directions: Directions, budget: int, seeds: list[int], workspace_bytes: int
+) -> tuple[list[int], list[float]]:
+    """One stored row per pick, added to the running sum of the cosines to all picks."""
+    picks = _opening(directions, budget, seeds)
+    gains = [float("inf")] * len(picks)
+    if len(picks) == budget:
+        return picks, gains
+    similarities = Similarities(directions, workspace_bytes, directions.dtype)
+    total, count = np.zeros(len(directions)), 0
+    pending = [pick for pick in picks if directions.present[pick]]
+    while len(picks) < budget:
+        for pick in pending:
+            total += to_host(similarities[slice(pick, pick + 1)].view(-1))
+            count += 1
+        value = np.where(directions.present, 1 - total / count, 0.0)
+        value[picks] = -np.inf
+        pick = int(value.argmax())
+        picks.append(pick)
+        gains.append(float(value[pick]))
+        pending = [pick] if directions.present[pick] else []
+    return picks, gains
+
+
+def _distance(cosine: Array) -> Array:
+    distance = 1 - cosine
+    distance[distance < constants.ZERO_DISTANCE] = 0
+    return distance
+
+
+def max_min(
+    directions: Directions, budget: int, seeds: list[int], candidates: int
+) -> tuple[list[int], list[float]]:
+    """k-centre in rounds, without a matrix: METHOD §5, and lazily.
+
+    A token's value, its distance to the picks, only falls. So a value that lacks the latest picks is a bound,
+    and it is enough to bring those tokens up to date that could still win: the working set, the largest
+        values. The best of
+    them are the round's candidates; picks among these stand while they beat the largest value outside. Tokens
+    that are never near the top never meet most of the picks, which saves a half or more of the tall products.
+    """
+    picks = _opening(directions, budget, seeds)
+    gains = [float("inf")] * len(picks)
+    if len(picks) == budget:
+        return picks, gains
+    present = directions.present
+    first = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
+    # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
+    centres = first.new_empty(first.shape[1], budget)
+    count = len(first)
+    centres[:, :count] = first.T
+    value = np.where(present, np.inf, 0.0).astype(to_host(directions.inverse_norm[:0]).dtype)
+    met = np.zeros(len(value), dtype=np.int64)  # how many of the centres each value knows of
+
+    def refresh(part: Array, unit: Tensor) -> None:
+        known = int(met[part].min())
+        if known < count:
+            nearest = _distance(to_host((unit @ centres[:, known:count]).amax(1)))
+            value[part] = np.fmin(value[part], nearest)  # fmin: what is not a number never lowers anything
+            met[part] = count
+
+    for block in directions.parts(WORKING_SET * BLOCK_ROWS):
+        refresh(block, directions[block])
+    value[picks] = -1
+    # A large segment gets more candidates: fewer rounds, each with larger products, which a CPU likes.
+    candidates = max(candidates, len(value) // 32)
+    while len(picks) < budget:
+        working, outside = _largest(value, WORKING_SET * candidates)
+        if len(working) == len(value):
+            refresh(slice(0, len(value)), directions[slice(0, len(value))])
+        else:  # those that lack the most picks together
+            order = working[met[working].argsort(kind="stable")]
+            for start in range(0, len(order), BLOCK_ROWS):
+                stale = order[start : start + BLOCK_ROWS]
+                if met[stale[0]] < count:
+                    refresh(stale, directions[to_device(stale, directions)])
+        working = working[value[working] >= outside[0]]
+        if len(working) == 0:
+            continue
+        chosen, beaten = _largest(value[working], candidates)
+        contenders = working[chosen]
+        if beaten[1] >= 0:
+            outside = max(
+                outside, (beaten[0], int(working[beaten[1]])), key=lambda bound: (bound[0], -bound[1])
+            )
+        unit = directions[to_device(contenders, directions)]
+        apart = _distance(to_host(unit @ unit.T))
+        apart[~present[contenders]] = np.inf  # a zero token that is picked changes no other value
+        won, distances = _contest(apart, value[contenders], contenders, outside, budget - len(picks))
+        accepted = contenders[won]
+        picks += accepted.tolist()
+        gains += distances
+        value[accepted] = -1
+        joining = unit[to_device(won[present[accepted]], directions)]
+        centres[:, count : count + len(joining)] = joining.T
+        count += len(joining)
+    return picks, gains
+
+
+def _largest(value: Array, count: int) -> tuple[Array, tuple[float, int]]:
+    """Where the `count` largest values stand, ascending, ties to the lowest; and the largest of the rest."""
+    if count >= len(value):
+        return np.arange(len(value)), (-np.inf, -1)
+    threshold = np.partition(value, len(value) - count)[len(value) - count]
+    above = np.flatnonzero(value > threshold)
+    level = np.flatnonzero(value == threshold)
+    chosen = np.sort(np.concatenate([above, level[: count - len(above)]]))
+    if len(above) + len(level) > count:
+        return chosen, (float(threshold), int(level[count - len(above)]))
+    rest = np.where(value < threshold, value, -np.inf)
+    return chosen, (float(rest.max()), int(rest.argmax()))
+
+
+def _contest(
+    apart: Array, value: Array, contenders: Array, outside: tuple[float, int], budget: int
+) -> tuple[Array, list[float]]:
+    """The textbook greedy among the contenders, while the best beats what stands outside."""
+    bound, bound_row = outside
+    won: list[int] = []
+    gains: list[float] = []
+    while len(won) < budget:
+        best = int(value.argmax())
+        if value[best] < bound or (value[best] == bound and contenders[best] > bound_row):
+            break
+        won.append(best)
+        gains.append(float(value[best]))
+        np.fmin(value, apart[best], out=value)
+        value[best] = -1
+    return np.array(won, dtype=np.int64), gains
