@@ -117,7 +117,7 @@ def test_metadata_has_the_facts_of_their_one_source(metadata: Message, unpacked_
     assert (dist_info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert "trimtok = trimtok_fast.cli:main" in (dist_info / "entry_points.txt").read_text().splitlines()
-    assert set(metadata.get_all("Provides-Extra")) == {"hf", "demo", "bench", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"triton", "hf", "demo", "bench", "test", "dev"}
 
 
 def test_core_requirements_are_numpy_and_torch(metadata: Message) -> None:
