@@ -50,21 +50,16 @@ class Directions:
         self.origin = None if origin is None else origin.to(self.dtype)
         self.nbytes = len(rows) * tokens.shape[1] * self.dtype.itemsize
         self.stored: Tensor | None = None
+        if inverse_norm is None:
+            parts = [inverse_norms(self._load(part), self.origin) for part in self.parts()]
+            self.inverse_norm = torch.cat(parts) if parts else tokens.new_empty(0, dtype=self.dtype)
+        else:
+            self.inverse_norm = inverse_norm.index_select(0, rows).to(self.dtype)
         if self.nbytes <= workspace_bytes:
-            self.stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype)
-        self.inverse_norm = tokens.new_empty(len(rows), dtype=self.dtype)
-        for part in self.parts():
-            if inverse_norm is not None:
-                self.inverse_norm[part] = inverse_norm.index_select(0, rows[part])
-            if self.stored is None and inverse_norm is not None:
-                continue
-            block = self._load(part)
-            if inverse_norm is None:
-                self.inverse_norm[part] = inverse_norms(block, self.origin)
-            elif self.origin is not None:
-                block.sub_(self.origin)
-            if self.stored is not None:
-                torch.mul(block, self.inverse_norm[part, None], out=self.stored[part])
+            stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype)
+            for part in self.parts():
+                stored[part] = self._make(part)
+            self.stored = stored
         self.present = to_host(self.inverse_norm > 0)
 
     def __len__(self) -> int:

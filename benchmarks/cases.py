@@ -1,0 +1,116 @@
+"""The cases: what is measured, on which tokens, against whom, and what must be right first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+import trimtok_fast as tt
+from benchmarks import contenders
+from benchmarks.harness import Case
+from benchmarks.workloads import make_tokens
+from trimtok_fast.certificate import TOLERANCE, certify
+
+
+def assert_greedy(
+    tokens: torch.Tensor, picks: torch.Tensor, objective: str, tolerance: float, seeds: int
+) -> None:
+    """The picks pass the certificate."""
+    regret = certify(tokens, picks, objective=objective, seeds=seeds).regret
+    assert regret <= tolerance, f"{objective}: a pick falls short by {regret:.2g} of the best"
+
+
+def max_min(kind: str, count: int, width: int, budget: int) -> Case:
+    """k-centre in one segment against farthest-point samplers, the full matrix, and the bare tall product."""
+    tokens = make_tokens(kind, count, width)
+    unit = torch.nn.functional.normalize(tokens, dim=1)
+    some = unit[:budget].clone()
+
+    def ours() -> torch.Tensor:
+        return tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend="torch")[0]
+
+    first = int(ours()[0])
+    others = {
+        "torch-quickfps": lambda: contenders.quickfps(tokens, budget, first),
+        "torch-fps": lambda: contenders.torch_fps(tokens, budget, first),
+        "matrix + running minimum": lambda: contenders.matrix_running_minimum(tokens, budget, first),
+    }
+
+    def check() -> None:
+        assert_greedy(tokens, ours(), "max_min", TOLERANCE[torch.float32], 0)
+        for run in others.values():  # they sum squares in their own order: near ties may fall otherwise
+            assert_greedy(tokens, run(), "max_min", 1e-4, 1)
+
+    large = count > 4096
+    return Case(
+        f"max_min, {kind}, {count} x {width}, {budget} picks",
+        ours,
+        {**others, "limit: the m x b x d product": lambda: unit @ some.T},
+        check,
+        at_least=dict(zip(others, (20, 10, 3) if large else (1.5, 1.5, 1.5), strict=True)),
+        at_most={"limit: the m x b x d product": 1.5} if large else {},
+    )
+
+
+def coverage(kind: str, count: int, width: int, budget: int) -> Case:
+    """Facility location in one segment against apricot, and the bare square product."""
+    tokens = make_tokens(kind, count, width)
+    unit = torch.nn.functional.normalize(tokens, dim=1)
+
+    def ours() -> torch.Tensor:
+        return tt.greedy_select(tokens, [0, count], [budget], backend="torch")[0]
+
+    def check() -> None:
+        assert_greedy(tokens, ours(), "coverage", TOLERANCE[torch.float32], 0)
+        assert_greedy(tokens, contenders.apricot_facility_location(tokens, budget), "coverage", 1e-4, 0)
+
+    return Case(
+        f"coverage, {kind}, {count} x {width}, {budget} picks",
+        ours,
+        {
+            "apricot-select": lambda: contenders.apricot_facility_location(tokens, budget),
+            "limit: the m x m x d product": lambda: unit @ unit.T,
+        },
+        check,
+        at_least={"apricot-select": 3},
+        at_most={"limit: the m x m x d product": 1.7},
+    )
+
+
+def statistics(images: int, size: int, width: int) -> Case:
+    """Diversity of every image against the pairwise matrix; a preallocated copy shows what one pass costs."""
+    tokens = make_tokens("clusters", images * size, width, dtype=torch.bfloat16)
+    boundaries = list(range(0, images * size + 1, size))
+    buffer = torch.empty_like(tokens)
+
+    def ours(center: str = "none") -> tt.TokenStatistics:
+        return tt.token_statistics(tokens, boundaries, center=center, backend="torch")
+
+    def check() -> None:
+        exact = contenders.pairwise_diversity(tokens, images, torch.float64)
+        torch.testing.assert_close(ours().diversity, exact.float(), rtol=1e-4, atol=1e-5)
+
+    return Case(
+        f"token_statistics, bf16, {images} x {size} x {width}, center='none'",
+        ours,
+        {
+            "pairwise matrix, fp32": lambda: contenders.pairwise_diversity(tokens, images, torch.float32),
+            "pairwise matrix, bf16": lambda: contenders.pairwise_diversity(tokens, images, torch.bfloat16),
+            "the same with center='sample'": lambda: ours("sample"),
+            "copy_ of the tokens": lambda: buffer.copy_(tokens),
+        },
+        check,
+        at_least={"pairwise matrix, fp32": 12, "pairwise matrix, bf16": 3},
+    )
+
+
+def all_cases(quick: bool) -> Iterator[Case]:
+    """One after the other, so that only one input is in memory."""
+    kinds = ("clusters",) if quick else ("photo-like", "clusters", "noise")
+    scale = 4 if quick else 1
+    for kind in kinds:
+        yield max_min(kind, 8192 // scale, 1024, 1640 // scale)
+        yield max_min(kind, 1024, 1024, 205)
+        yield coverage(kind, 4096 // scale, 1024, 819 // scale)
+    yield statistics(32 // scale, 576, 3584)
