@@ -67,8 +67,8 @@ def facts(quick: bool) -> list[str]:
     grown, own = extra_bytes(last)
     workspace = tt.PruneConfig().workspace_bytes
     return [
-        f"prune, {IMAGES} images, {last:,} x {WIDTH} fp32, keep {KEEP:.0%}, with text: {times[last][1]:.1f} s,"
-        f" of which stage 1 (with statistics and budgets) {times[last][0]:.1f} s",
+        f"prune, {IMAGES} images, {last:,} x {WIDTH} fp32, keep {KEEP:.0%}, with text:"
+        f" {times[last][1]:.1f} s, of which stage 1 (with statistics and budgets) {times[last][0]:.1f} s",
         f"from {first:,} to {last:,} tokens stage 1 grows as M^{stage_1:.2f} (target: at most 1.1),"
         f" the whole as M^{whole:.2f} (target: at most 2)",
         f"peak memory grows by {grown / 2**20:.0f} MiB (target: below the input's {own / 2**20:.0f} MiB"

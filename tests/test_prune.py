@@ -228,3 +228,18 @@ def test_gather_is_differentiable():
     out = tt.prune(tokens, CU_TOKENS, CU_IMAGES)
     out.gather(tokens).sum().backward()
     assert torch.equal(tokens.grad[:, 0] == 1, out.stage == 3)
+
+
+def test_the_callers_modes_change_nothing():
+    tokens, text = batch("photo-like")
+    arguments = {"text": text, "cu_text": CU_TEXT}
+    plain = tt.prune(tokens, CU_TOKENS, CU_IMAGES, **arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        other = tt.prune(tokens, CU_TOKENS, CU_IMAGES, **arguments)
+    assert torch.equal(plain.indices, other.indices) and torch.equal(plain.distance, other.distance)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = tt.prune(tokens, CU_TOKENS, CU_IMAGES, **arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(plain.indices, other.indices) and torch.equal(plain.distance, other.distance)

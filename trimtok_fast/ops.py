@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
@@ -55,6 +56,13 @@ def choose_backend(name: str, tokens: Tensor) -> ModuleType:
     if name == "auto" and tokens.is_cuda:
         _warn_once("backend='auto' runs on 'torch': the Triton kernels are not part of this version.")
     return torch_backend
+
+
+@contextlib.contextmanager
+def exact(tokens: Tensor) -> Iterator[None]:
+    """Selection needs no gradients, and its sums must not be lowered to 16 bits by a caller's autocast."""
+    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        yield
 
 
 @functools.cache
@@ -110,7 +118,7 @@ def token_statistics(
     words, word_segments = check_text(text, cu_text, tokens, samples)
     check_name("center", center, CENTERS)
     run = choose_backend(backend, tokens)
-    with torch.no_grad():
+    with exact(tokens):
         return run.token_statistics(tokens, images, samples, words, word_segments, center=center)
 
 
@@ -195,7 +203,7 @@ def greedy_select(
     candidates = check_integer("candidates", candidates, minimum=1)
     workspace_bytes = check_integer("workspace_bytes", workspace_bytes, minimum=0)
     run = choose_backend(backend, tokens)
-    with torch.no_grad():
+    with exact(tokens):
         indices, gain = run.greedy_select(
             tokens,
             segments,
@@ -347,7 +355,7 @@ def pareto_front(
                 "Rank tokens with both values only.",
             )
     run = choose_backend(backend, diversity)
-    with torch.no_grad():
+    with exact(diversity):
         return run.pareto_front(diversity, alignment, segments)
 
 

@@ -11,7 +11,14 @@ from torch.profiler import record_function
 from trimtok_fast.budgets import BudgetPlan, check_plan, plan_of
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError
-from trimtok_fast.ops import choose_backend, gather_tokens, greedy_select, pareto_front, token_statistics
+from trimtok_fast.ops import (
+    choose_backend,
+    exact,
+    gather_tokens,
+    greedy_select,
+    pareto_front,
+    token_statistics,
+)
 from trimtok_fast.segments import Boundaries, Segments, cumulative, parse_images
 from trimtok_fast.statistics import TokenStatistics
 from trimtok_fast.validation import check_text, check_tokens
@@ -113,7 +120,7 @@ def prune(
     if plan is not None:
         check_plan(plan, images, samples, config, tokens.device)
 
-    with torch.no_grad():
+    with exact(tokens):
         with record_function("trimtok::statistics"):
             statistics = token_statistics(
                 tokens,

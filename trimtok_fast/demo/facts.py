@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from trimtok_fast.budgets import stage_weight
 from trimtok_fast.demo import OURS, WITHOUT_QUERY
 from trimtok_fast.demo.comparison import NEEDLES, Score
 from trimtok_fast.demo.overlay import SINGLE_STAGE, STAGES, Stage
@@ -90,13 +91,11 @@ def picture_facts(result: DemoResult) -> list[PictureFacts]:
 def sample_facts(result: DemoResult) -> SampleFacts:
     """The numbers of the whole sample."""
     statistics, plan = result.pruned.statistics, result.pruned.plan
-    diversity, variation = statistics.diversity.mean().item(), statistics.variation.item()
-    # NaN, with one picture, is not above 0 either: the split is then even.
-    split = variation / (diversity + variation) if diversity + variation > 0 else 0.5
+    diversity, variation = statistics.diversity.mean(), statistics.variation[0]
     return SampleFacts(
-        diversity=diversity,
-        variation=variation,
-        split=split,
+        diversity=diversity.item(),
+        variation=variation.item(),
+        split=stage_weight(diversity, variation, result.options.config).item(),
         total=result.total,
         survivors=int(plan.survivors),
         pool=int(plan.pool),
