@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,12 +104,17 @@ class Similarities:
         self.directions, self.dtype, self.scale, self.finish = directions, dtype, scale, finish
         size = len(directions)
         fits = size * size * dtype.itemsize + directions.nbytes <= workspace_bytes
-        self.matrix = self._fill(directions.rows.new_empty(size, size, dtype=dtype)) if fits else None
+        self.matrix = self._fill(self._empty(size)) if fits else None
+
+    def _empty(self, size: int) -> Tensor:
+        if self.directions.rows.is_cpu:  # numpy asks for huge pages, torch does not: half the first touch
+            return torch.from_numpy(np.empty((size, size), to_host(torch.empty(0, dtype=self.dtype)).dtype))
+        return self.directions.rows.new_empty(size, size, dtype=self.dtype)
 
     def _fill(self, matrix: Tensor) -> Tensor:
         """Tiles on and below the diagonal only, mirrored: half the work, and symmetric to the bit."""
         size = len(matrix)
-        buffer = matrix.new_empty(size * BLOCK_ROWS, dtype=self.directions.dtype)
+        buffer = torch.empty(size * BLOCK_ROWS, dtype=self.directions.dtype, device=matrix.device)
         for part in self.directions.parts():
             height, width = size - part.start, part.stop - part.start
             tile = buffer[: height * width].view(height, width)
@@ -134,8 +140,16 @@ class Similarities:
             rows[:, part] = tile
         return rows
 
+    def row(self, index: int) -> Array:
+        """One row, on the host; not to be written to."""
+        if self.matrix is not None and self.matrix.is_cpu:
+            return to_host(self.matrix)[index]
+        return to_host(self[slice(index, index + 1)].view(-1))
+
     def entries(self, row: int, columns: Array) -> Array:
         """Some similarities of one row, on the host."""
+        if self.matrix is not None and self.matrix.is_cpu:
+            return to_host(self.matrix)[row, columns]
         at = to_device(columns, self.directions)
         if self.matrix is not None:
             return to_host(self.matrix[row].index_select(0, at))

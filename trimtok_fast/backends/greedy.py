@@ -63,7 +63,7 @@ def coverage(
         picks.append(pick)
         gains.append(value)
         bound[pick] = -1
-        np.maximum(best, to_host(similarities[slice(pick, pick + 1)].view(-1)), out=best)
+        np.maximum(best, similarities.row(pick), out=best)
     return picks, gains
 
 
@@ -124,7 +124,7 @@ def max_mean(
     pending = [pick for pick in picks if directions.present[pick]]
     while len(picks) < budget:
         for pick in pending:
-            total += to_host(similarities[slice(pick, pick + 1)].view(-1))
+            total += similarities.row(pick)
             count += 1
         value = np.where(directions.present, 1 - total / count, 0.0)
         value[picks] = -np.inf
