@@ -47,7 +47,8 @@ def problems(draw):
 def check_plan(images, samples, statistics, config):
     """Everything that METHOD §2 promises of a plan."""
     plan = plan_of(statistics, images, samples, config)
-    weights = (statistics.nonzero.double() * statistics.diversity.double()).tolist()
+    significant = statistics.diversity > 5e-6  # token_statistics gives nothing between 0 and 1e-5
+    weights = (statistics.nonzero * statistics.diversity.double() * significant).tolist()
     budgets = plan.image_budgets.tolist()
     assert plan.keep.tolist() == tt.kept_counts(images.offsets, samples.offsets, config=config)
     for sample, span in enumerate(samples):
@@ -109,6 +110,11 @@ def test_by_hand():
     out = plan([50, 50], [0.125, 0.375], 0.75)
     assert (out.keep.tolist(), out.survivors.tolist(), out.pool.tolist()) == ([20], [30], [25])
     assert out.image_budgets.tolist() == [8, 22]  # 7.5 and 22.5: the odd token goes to the lower image
+
+
+def test_totals_are_exact_however_far_apart_the_weights_are():
+    out = plan([1, 1, 1, 100_000, 90], [2.0, 0.0, 0.0, 1e-5, 2.0], 0.5, keep_tokens=50_001, stage_split=1.0)
+    assert out.image_budgets.sum() == 50_001
 
 
 def test_a_full_image_hands_its_share_on():

@@ -103,6 +103,28 @@ def test_what_does_not_fit_the_workspace_is_computed_block_by_block(objective):
     check_selection(tokens, [0, 600], [120], objective, workspace_bytes=0)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_token_is_picked_twice_where_similarities_are_computed_again(objective):
+    generator = torch.Generator().manual_seed(6)
+    tokens = torch.randn(40, 64, generator=generator)[torch.randint(40, (200,), generator=generator)]
+    indices, gain = tt.greedy_select(tokens, [0, 200], [180], objective=objective, workspace_bytes=0)
+    assert len(set(indices.tolist())) == 180
+    assert not (gain < 0).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e19], ids=str)
+def test_what_is_not_finite_counts_as_a_zero_token(bad, objective, backend):
+    tokens = make_tokens("noise", 60, 16)
+    tokens[[3, 40]] = 0
+    expected = tt.greedy_select(tokens, [0, 60], [50], objective=objective, backend=backend)
+    tokens[3, 2] = bad
+    tokens[40] = -bad
+    found = tt.greedy_select(tokens, [0, 60], [50], objective=objective, backend=backend)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize("candidates", [1, 2, 37, 128, 10_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_change_the_speed_of_max_min_and_nothing_else(kind, candidates):
@@ -176,6 +198,12 @@ class TestDegenerate:
         assert indices[kept].tolist() == [present[i] for i in alone.tolist()]
         torch.testing.assert_close(gain[kept], alone_gain)
         assert (gain[~kept] == 0).all()
+
+    def test_the_first_pick_among_duplicates_is_the_lowest_row(self, objective, backend):
+        for seed in range(220, 230):
+            tokens = make_tokens("noise", 1, 64, seed=seed).repeat(227, 1)
+            indices, _ = tt.greedy_select(tokens, [0, 227], [2], objective=objective, backend=backend)
+            assert indices.tolist() == [0, 1]
 
     def test_only_zero_tokens(self, objective, backend):
         indices, _ = tt.greedy_select(torch.zeros(5, 4), [0, 5], [4], objective=objective, backend=backend)

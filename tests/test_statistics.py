@@ -110,14 +110,17 @@ def test_variation_needs_two_images_with_a_direction(backend):
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e19], ids=str)
-def test_what_is_not_finite_is_marked(bad, backend):
+def test_what_is_not_finite_is_marked_and_left_out(bad, backend):
     tokens = make_tokens("noise", 20, 4)
     tokens[7, 2] = bad
+    others = [row for row in range(20) if row != 7]
     for center in ("sample", "none"):
-        marked = tt.token_statistics(tokens, [0, 20], center=center, backend=backend).inverse_norm.isnan()
-        assert marked[7]
-        if center == "none":
-            assert marked.sum() == 1
+        out = tt.token_statistics(tokens, [0, 20], text=tokens[5:8], center=center, backend=backend)
+        alone = tt.token_statistics(tokens[others], [0, 19], center=center, backend=backend)
+        assert out.inverse_norm.isnan().nonzero().tolist() == [[7]]
+        torch.testing.assert_close(out.inverse_norm[others], alone.inverse_norm)
+        torch.testing.assert_close(out.diversity, alone.diversity)
+        assert torch.isfinite(out.alignment).all() and out.alignment[7] == 0
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])

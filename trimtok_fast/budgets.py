@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
 from trimtok_fast.segments import Boundaries, Segments, parse_images
-from trimtok_fast.statistics import TokenStatistics
+from trimtok_fast.statistics import ZERO_DIVERSITY, TokenStatistics
 
 #: Shares that differ by less than this are equal: rounding must not decide who gets the odd token.
 SHARE_TOLERANCE = 1e-9
@@ -131,13 +131,15 @@ def plan_budgets(
             "statistics", "TokenStatistics", type(statistics).__name__, "Call token_statistics first."
         )
     images, samples = parse_images(cu_tokens, cu_images, len(statistics.inverse_norm))
-    if (len(images), len(samples)) != (len(statistics.diversity), len(statistics.variation)):
-        raise InvalidInputError(
-            "statistics",
-            f"statistics of {len(images)} images in {len(samples)} samples",
-            f"{len(statistics.diversity)} images in {len(statistics.variation)} samples",
-            "Pass the boundaries that the statistics were made with.",
-        )
+    for name, count in (("diversity", len(images)), ("nonzero", len(images)), ("variation", len(samples))):
+        value = getattr(statistics, name)
+        if not isinstance(value, Tensor) or value.shape != (count,):
+            raise InvalidInputError(
+                f"statistics.{name}",
+                f"a tensor [{count}]: {len(images)} images in {len(samples)} samples",
+                f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__,
+                "Pass the boundaries that the statistics were made with.",
+            )
     return plan_of(statistics, images, samples, config)
 
 
@@ -152,7 +154,7 @@ def plan_of(
         _plan_sample(
             torch.tensor(images.lengths[span], dtype=torch.float64, device=device),
             kept[sample],
-            statistics.diversity[span].double().nan_to_num(),
+            _significant(statistics.diversity[span].double()),
             statistics.nonzero[span].double(),
             statistics.variation[sample].double(),
             config,
@@ -166,6 +168,11 @@ def plan_of(
         pool=torch.stack(pools),
         image_budgets=torch.cat(budgets),
     )
+
+
+def _significant(diversity: Tensor) -> Tensor:
+    """0 for what may be rounding: nothing is between 0 and the threshold, up to the threshold's own rounding."""
+    return torch.where(diversity > ZERO_DIVERSITY / 2, diversity, 0.0)
 
 
 def _plan_sample(
@@ -213,7 +220,12 @@ def _water_fill(weight: Tensor, floor: Tensor, cap: Tensor, total: Tensor) -> Te
     reached = floor.sum() + torch.cat([step.new_zeros(1), (slope * step).cumsum(0)[:-1]])
     last = ((reached <= total).sum() - 1).clamp(min=0)
     level = turns[last] + torch.where(slope[last] > 0, (total - reached[last]) / slope[last], 0.0)
-    return (level * weight).clamp(floor, cap)
+    share = (level * weight).clamp(floor, cap)
+    # The running sums lose digits where weights lie far apart: solve again for those between floor and cap.
+    free = (share > floor) & (share < cap)
+    room = total - torch.where(free, 0.0, share).sum()
+    level = room / torch.where(free, weight, 0.0).sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.where(free, level * weight, share).clamp(floor, cap)
 
 
 def _largest_remainder(share: Tensor, cap: Tensor, total: Tensor) -> Tensor:

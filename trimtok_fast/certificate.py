@@ -73,7 +73,7 @@ def certify(
         0.0
     """
     rows = torch.arange(len(tokens)) if rows is None else rows.sort().values.cpu()
-    x = tokens.detach().cpu()[rows].double()
+    x, _ = reference.usable(tokens.detach().cpu()[rows])
     center = None if origin is None else origin.detach().cpu().double()
     unit = reference.directions_about(x, center, reference.inverse_norm_about(x, center))
     order = torch.searchsorted(rows, torch.as_tensor(picks).cpu()).tolist()

@@ -38,7 +38,7 @@ class PruneConfig:
         pool_objective: greedy objective of stage 2's pool.
         candidates: candidates in a round of `max_min`; speed alone depends on it, not the result.
         workspace_bytes: bound on the memory for stored similarities; larger segments go tile by tile.
-        check_finite: refuse NaN, infinities and norms above 1e18. Costs one look at the result on a GPU.
+        check_finite: refuse NaN, infinities and norms above 1e18, which count as zero tokens otherwise.
 
     Raises:
         InvalidInputError: a value is outside its range, or both `keep_ratio` and `keep_tokens` are given.
@@ -70,7 +70,7 @@ class PruneConfig:
                 "keep_ratio",
                 "either keep_ratio or keep_tokens",
                 "both",
-                "Give one of the two and leave the other out.",
+                "Give one of the two; to replace one by the other, set it to None.",
             )
         if self.keep_tokens is not None:
             self._set("keep_tokens", check_integer("keep_tokens", self.keep_tokens, minimum=1))

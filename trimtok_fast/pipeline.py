@@ -55,7 +55,7 @@ class PruneResult:
 
     def gather(self, tokens: Tensor) -> Tensor:
         """The kept rows of `tokens`, [K, d]; differentiable."""
-        if len(tokens) != len(self.stage):
+        if len(check_tokens(tokens)) != len(self.stage):
             raise InvalidInputError(
                 "tokens",
                 f"the {len(self.stage)} tokens that were pruned",

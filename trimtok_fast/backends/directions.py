@@ -56,6 +56,8 @@ class Directions:
             self.inverse_norm = torch.cat(parts) if parts else tokens.new_empty(0, dtype=self.dtype)
         else:
             self.inverse_norm = inverse_norm.index_select(0, rows).to(self.dtype)
+        self.unusable = self.inverse_norm.isnan()
+        self.any_unusable = bool(self.unusable.any())
         if self.nbytes <= workspace_bytes:
             stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype)
             for part in self.parts():
@@ -80,7 +82,9 @@ class Directions:
         block = self._load(index)
         if self.origin is not None:
             block.sub_(self.origin)
-        return block.mul_(self.inverse_norm[index, None])
+        block.mul_(self.inverse_norm[index, None])
+        # what is not a number would spread to every token: it counts as a zero token
+        return block.masked_fill_(self.unusable[index, None], 0) if self.any_unusable else block
 
     def _load(self, index: Tensor | slice) -> Tensor:
         return self.tokens.index_select(0, self.rows[index]).to(self.dtype)
@@ -107,9 +111,12 @@ class Similarities:
         self.matrix = self._fill(self._empty(size)) if fits else None
 
     def _empty(self, size: int) -> Tensor:
-        if self.directions.rows.is_cpu:  # numpy asks for huge pages, torch does not: half the first touch
-            return torch.from_numpy(np.empty((size, size), to_host(torch.empty(0, dtype=self.dtype)).dtype))
-        return self.directions.rows.new_empty(size, size, dtype=self.dtype)
+        like = self.directions.rows
+        if like.is_cpu:  # numpy asks for huge pages, torch does not: half the time of the first touch
+            return torch.from_numpy(
+                np.empty((size, size), to_host(like.new_empty(0, dtype=self.dtype)).dtype)
+            )
+        return like.new_empty(size, size, dtype=self.dtype)
 
     def _fill(self, matrix: Tensor) -> Tensor:
         """Tiles on and below the diagonal only, mirrored: half the work, and symmetric to the bit."""

@@ -15,6 +15,8 @@ from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, Simi
 
 #: Tokens that have changed hands before coverage brings all gains up to date: until then, bounds do.
 MOVED = 32
+#: The bound of a picked token. Not -1: recomputed similarities may differ in a bit, and gains end below 0.
+PICKED = np.iinfo(np.int64).min
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
@@ -53,16 +55,16 @@ def coverage(
             for start in range(0, len(moved), BLOCK_ROWS):
                 some = moved[start : start + BLOCK_ROWS]
                 gain -= _handed_over(similarities, some, known[some], best[some])
-            known, bound = best.copy(), np.where(bound < 0, -1, gain)
+            known, bound = best.copy(), np.where(bound == PICKED, PICKED, gain)
             moved = moved[:0]
         if step < len(seeds):
             pick, value = seeds[step], float("inf")
         else:
             pick = _lazy_argmax(similarities, gain, bound, moved, known[moved], best[moved])
-            value = int(bound[pick]) / one
+            value = max(0, int(bound[pick])) / one
         picks.append(pick)
         gains.append(value)
-        bound[pick] = -1
+        bound[pick] = PICKED
         np.maximum(best, similarities.row(pick), out=best)
     return picks, gains
 
@@ -95,13 +97,10 @@ def _opening(directions: Directions, budget: int, seeds: list[int]) -> list[int]
     picks = list(seeds)
     if len(picks) == budget or directions.present[picks].any():
         return picks
-    total = sum(directions[part].sum(0).double() for part in directions.parts())
-    typical = np.concatenate(
-        [
-            to_host(directions[part].mv(torch.as_tensor(total).to(directions.dtype)))
-            for part in directions.parts()
-        ]
-    )
+    total = torch.stack([directions[part].sum(0).double() for part in directions.parts()]).sum(0)
+    total = total.to(directions.dtype)
+    # not mv, which rounds a row by where it stands: duplicates must tie
+    typical = np.concatenate([to_host((directions[part] * total).sum(1)) for part in directions.parts()])
     typical[picks] = -np.inf
     while len(picks) < budget:
         picks.append(int(typical.argmax()))

@@ -27,70 +27,57 @@ def token_statistics(
 ) -> TokenStatistics:
     """METHOD §1 by its definitions: pairwise means over full matrices."""
     out_dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    x = tokens.double()
-    direction_sum, nonzero, diversity, variation, origins, inverse_norms, alignments = (
-        [],
-        [],
-        [],
-        [],
-        [],
-        [],
-        [],
-    )
-
-    for image in images:
-        unit = x[image] * inverse_norm_about(x[image], None)[:, None]
-        present = unit[unit.norm(dim=1) > 0]
-        direction_sum.append(unit.sum(0))
-        nonzero.append(len(present))
-        diversity.append(mean_pairwise_distance(present) if len(present) > 1 else 0.0)
-
+    x, unusable = usable(tokens)
+    unit = [directions_about(x[image], None, inverse_norm_about(x[image], None)) for image in images]
+    present = [u[u.norm(dim=1) > 0] for u in unit]
+    variation, origins, inverse_norms, alignments = [], [], [], []
     for sample, span in enumerate(samples):
-        sums = [
-            s / s.norm()
-            for s, z in zip(direction_sum[span], nonzero[span], strict=True)
-            if has_direction(s, z)
-        ]
-        variation.append(mean_pairwise_distance(torch.stack(sums)) if len(sums) > 1 else float("nan"))
+        sums = [u.sum(0) for u in present[span] if u.sum(0).norm() > constants.ZERO_SUM * len(u)]
+        variation.append(mean_pairwise_distance([s / s.norm() for s in sums], fallback=float("nan")))
 
-        own = x[samples.of(images)[sample]]
+        rows = samples.of(images)[sample]
+        own = x[rows][~unusable[rows]]
+        mean = own.sum(0) / max(len(own), 1)
         # Rounded as it will be stored: the norms below are about the point that is handed on.
-        origin = own.mean(0).to(out_dtype).double() if center == "sample" else None
-        inverse = inverse_norm_about(own, origin)
-        origins.append(origin)
+        origin = mean.to(out_dtype).double() if center == "sample" else None
+        inverse = inverse_norm_about(x[rows], origin)
+        origins.append(mean)
         inverse_norms.append(inverse)
 
-        words = None if text is None or cu_text is None else text[cu_text[sample]].double()
-        if words is None or len(words) == 0:
+        if text is None or cu_text is None or cu_text.lengths[sample] == 0:
             alignments.append(torch.full_like(inverse, float("nan")))
         else:
-            mean_text = (words * inverse_norm_about(words, None)[:, None]).mean(0)
-            alignments.append(directions_about(own, origin, inverse) @ mean_text)
+            words, _ = usable(text[cu_text[sample]])
+            mean_text = directions_about(words, None, inverse_norm_about(words, None)).mean(0)
+            alignments.append(directions_about(x[rows], origin, inverse) @ mean_text)
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=out_dtype, device=tokens.device)
 
     return TokenStatistics(
-        origin=torch.stack([o.to(out_dtype) for o in origins if o is not None])
-        if center == "sample"
-        else None,
-        inverse_norm=torch.cat(inverse_norms).to(out_dtype),
-        direction_sum=torch.stack(direction_sum).to(out_dtype),
-        nonzero=torch.tensor(nonzero, dtype=torch.int64, device=tokens.device),
-        diversity=column(diversity),
+        origin=torch.stack(origins).to(out_dtype) if center == "sample" else None,
+        inverse_norm=torch.cat(inverse_norms).masked_fill(unusable, float("nan")).to(out_dtype),
+        direction_sum=torch.stack([u.sum(0) for u in unit]).to(out_dtype),
+        nonzero=torch.tensor([len(u) for u in present], dtype=torch.int64, device=tokens.device),
+        diversity=column([mean_pairwise_distance(list(u), fallback=0.0) for u in present]),
         variation=column(variation),
         alignment=None if text is None else torch.cat(alignments).to(out_dtype),
     )
 
 
+def usable(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens in fp64, with zeros for those that are not finite or too long; and which those are."""
+    wide = x.double()
+    unusable = ~(wide.norm(dim=1) <= constants.LARGEST_NORM)
+    return wide.masked_fill(unusable[:, None], 0), unusable
+
+
 def inverse_norm_about(x: Tensor, origin: Tensor | None) -> Tensor:
-    """1 / ‖x − origin‖ [m]; 0 where a token has no direction, NaN where it is not finite or too long."""
+    """1 / ‖x − origin‖ [m]; 0 where a token has no direction."""
     norm = x.norm(dim=1)
     centered = norm if origin is None else (x - origin).norm(dim=1)
-    inverse = 1 / centered
-    inverse[(norm < constants.ZERO_NORM) | (centered <= constants.ZERO_SHARE * norm)] = 0
-    inverse[~(norm <= constants.LARGEST_NORM)] = float("nan")
-    return inverse
+    nothing = (norm < constants.ZERO_NORM) | (centered <= constants.ZERO_SHARE * norm)
+    return (1 / centered).masked_fill(nothing, 0)
 
 
 def directions_about(x: Tensor, origin: Tensor | None, inverse_norm: Tensor) -> Tensor:
@@ -98,15 +85,12 @@ def directions_about(x: Tensor, origin: Tensor | None, inverse_norm: Tensor) -> 
     return (x if origin is None else x - origin) * inverse_norm[:, None]
 
 
-def has_direction(direction_sum: Tensor, count: int) -> bool:
-    """Whether more than rounding is left of a sum of `count` directions."""
-    return bool(direction_sum.norm() > constants.ZERO_SUM * count)
-
-
-def mean_pairwise_distance(unit: Tensor) -> float:
-    """Mean of 1 − u_i · u_j over all pairs i ≠ j, in [0, 2], and 0 below 1e-5."""
+def mean_pairwise_distance(unit: list[Tensor], fallback: float) -> float:
+    """Mean of 1 − u_i · u_j over all pairs i ≠ j, in [0, 2], 0 below 1e-5; the fallback without a pair."""
     count = len(unit)
-    distance = 1 - unit @ unit.T
+    if count < 2:
+        return fallback
+    distance = 1 - torch.stack(unit) @ torch.stack(unit).T
     distance.fill_diagonal_(0)
     mean = float(distance.sum()) / (count * (count - 1))
     return 0.0 if mean < constants.ZERO_DIVERSITY else min(mean, 2.0)
@@ -133,9 +117,10 @@ def greedy_select(
     for index, (segment, budget) in enumerate(zip(segments, budgets, strict=True)):
         span = torch.arange(segment.start, segment.stop, device=tokens.device)
         own = span if rows is None else rows[span].sort().values
-        x = tokens[own].double()
+        x, _ = usable(tokens[own])
         center = None if origin is None else origin[index].double()
-        inverse = inverse_norm_about(x, center) if inverse_norm is None else inverse_norm[own].double()
+        given = None if inverse_norm is None else inverse_norm[own].double().nan_to_num(nan=0.0)
+        inverse = inverse_norm_about(x, center) if given is None else given
         unit = directions_about(x, center, inverse)
         start = [int((own == seed).nonzero()) for seed in seeds[cu_seeds[index]]]
         order, gain = greedy(unit, unit.norm(dim=1) > 0, budget, start)

@@ -45,25 +45,26 @@ def token_statistics(
         if text is not None and cu_text is not None and cu_text.lengths[sample] > 0:
             mean_text = _mean_direction(text, cu_text[sample], dtype)
         own = [images[k] for k in range(span.start, span.stop)]
-        total = tokens.new_zeros(width, dtype=torch.float64)
+        total, usable = tokens.new_zeros(width, dtype=torch.float64), 0
         for image, segment in enumerate(own, start=span.start):
             for part, block in _blocks(tokens, segment, buffer):
-                inverse = inverse_norms(block)
+                inverse_norm[part] = inverse_norms(block)
+                inverse, count = _only_usable(block, inverse_norm[part])
                 direction_sum[image] += block.T.mv(inverse)
                 nonzero[image] += (inverse > 0).sum()
-                if origin is None:
-                    inverse_norm[part] = inverse
-                    if mean_text is not None and alignment is not None:
-                        alignment[part] = block.mv(mean_text) * inverse
-                else:
+                if origin is not None:
                     total += block.sum(0)
+                    usable += count
+                elif mean_text is not None and alignment is not None:
+                    alignment[part] = block.mv(mean_text) * inverse
         if origin is None:
             continue
-        origin[sample] = total / sum(images.lengths[span])
+        origin[sample] = total / max(usable, 1)
         for segment in own:
             for part, block in _blocks(tokens, segment, buffer):
-                inverse = inverse_norm[part] = inverse_norms(block, origin[sample])
+                inverse_norm[part] = inverse_norms(block, origin[sample])
                 if mean_text is not None and alignment is not None:
+                    inverse, _ = _only_usable(block, inverse_norm[part])
                     alignment[part] = block.mv(mean_text) * inverse
 
     return TokenStatistics(
@@ -90,10 +91,21 @@ def _blocks(tokens: Tensor, segment: slice, buffer: Tensor) -> Iterator[tuple[sl
         yield part, buffer[: part.stop - part.start].copy_(tokens[part])
 
 
+def _only_usable(block: Tensor, inverse: Tensor) -> tuple[Tensor, int]:
+    """Make zero tokens of those that are not finite: their inverse norms, and how many rows are usable."""
+    unusable = inverse.isnan()
+    number = int(unusable.sum())
+    if number:
+        block[unusable] = 0
+        inverse = inverse.masked_fill(unusable, 0)
+    return inverse, len(block) - number
+
+
 def _mean_direction(text: Tensor, segment: slice, dtype: torch.dtype) -> Tensor:
     total = text.new_zeros(text.shape[1], dtype=torch.float64)
     for _, block in _blocks(text, segment, _block_buffer(text)):
-        total += block.T.mv(inverse_norms(block))
+        inverse, _ = _only_usable(block, inverse_norms(block))
+        total += block.T.mv(inverse)
     return (total / (segment.stop - segment.start)).to(dtype)
 
 
@@ -129,8 +141,10 @@ def greedy_select(
 ) -> tuple[Tensor, Tensor]:
     """Every segment's greedy, one after the other."""
     device = tokens.device
-    picks, gains = [], []
+    picks, gains = [tokens.new_empty(0, dtype=torch.int64)], []
     for index, (segment, budget) in enumerate(zip(segments, budgets, strict=True)):
+        if budget == 0:
+            continue
         own = torch.arange(segment.start, segment.stop, device=device)
         if rows is not None:
             own = rows[own].sort().values
