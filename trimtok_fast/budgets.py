@@ -171,7 +171,7 @@ def plan_of(
 
 
 def _significant(diversity: Tensor) -> Tensor:
-    """0 for what may be rounding: nothing is between 0 and the threshold, up to the threshold's own rounding."""
+    """0 for what may be rounding; half the threshold, as a value at the threshold may be rounded down."""
     return torch.where(diversity > ZERO_DIVERSITY / 2, diversity, 0.0)
 
 

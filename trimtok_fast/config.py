@@ -37,7 +37,8 @@ class PruneConfig:
         image_objective: greedy objective of stage 1.
         pool_objective: greedy objective of stage 2's pool.
         candidates: candidates in a round of `max_min`; speed alone depends on it, not the result.
-        workspace_bytes: bound on the memory for stored similarities; larger segments go tile by tile.
+        workspace_bytes: bound on the directions and similarities that are stored at a time; larger segments
+            go block by block and compute them again.
         check_finite: refuse NaN, infinities and norms above 1e18, which count as zero tokens otherwise.
 
     Raises:

@@ -101,8 +101,8 @@ def token_statistics(
 
     Note:
         Reads the tokens once, twice with `center="sample"`; no matrix. Sums accumulate in fp32 over blocks
-        and in fp64 across them. NaN, infinities and norms above 1e18 are left to the caller: they give
-        `inverse_norm` NaN.
+        and in fp64 across them. A token with a NaN, an infinity or a norm above 1e18 counts as a zero token
+        and has `inverse_norm` NaN.
 
     Source:
         METHOD §1. D_intra as published (arXiv 2512.22748), in its closed form; D_inter and the alignment are
@@ -155,8 +155,8 @@ def greedy_select(
             of them.
         total: an upper bound of the sum of the budgets; sizes the output.
         candidates: candidates in a round of `max_min`; it decides speed alone.
-        workspace_bytes: bound on stored similarities (`coverage`, `max_mean`); a larger segment goes block by
-            block and computes them again.
+        workspace_bytes: bound on the directions and similarities that are stored at a time; a larger segment
+            goes block by block and computes them again.
         backend: `"auto"`, `"reference"`, `"torch"` or `"triton"`.
 
     Returns:
@@ -173,7 +173,8 @@ def greedy_select(
     Note:
         Ties go to the lowest row. A token without a direction gains nothing and changes nothing. Accumulates
         in fp32 (fp64 for fp64 tokens), coverage gains in fixed point. The same segment gives the same bits
-        alone and in a batch. The torch backend reads values back from a GPU all along.
+        alone and in a batch, for one number of torch threads. The torch backend reads values back from a GPU
+        all along.
 
     Source:
         METHOD §3 (the objectives; their choice is ours) and §5 (exact greedy, fast).

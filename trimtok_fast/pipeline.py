@@ -41,7 +41,8 @@ class PruneResult:
         alignment: [K] cosine to the text, NaN in samples without text; `None` without any text.
         front: int64 [K] Pareto front, -1 for an anchor or in a sample without text; `None` without any text.
         stage: int8 [M], how far each token came: 0 dropped inside its image (stage 1), 1 dropped across
-            images (stage 2's pool), 2 dropped by the Pareto selection, 3 kept.
+            images (stage 2's pool), 2 dropped by the Pareto selection (by the order of the pool, in a sample
+            without text), 3 kept.
     """
 
     indices: Tensor
@@ -98,8 +99,8 @@ def prune(
         BackendUnavailableError: a backend named that cannot run.
 
     Note:
-        Every sample's result is bit for bit what it is alone. The stages run under
-        `torch.profiler.record_function` ranges named `trimtok::statistics`, `trimtok::budgets`,
+        Every sample's result is bit for bit what it is alone, for one number of torch threads. The stages run
+        under `torch.profiler.record_function` ranges named `trimtok::statistics`, `trimtok::budgets`,
         `trimtok::stage1`, `trimtok::stage2`, `trimtok::pareto`.
 
     Source:
