@@ -64,8 +64,9 @@ def synchronize() -> None:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Seconds of one call, after the last contender's threads have stopped spinning."""
     synchronize()
+    time.sleep(0.3)
     start = time.perf_counter()
     run()
     synchronize()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import resource
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -54,10 +55,15 @@ def report_memory(count: int) -> None:
     """Print what `extra_bytes` reads."""
     tokens, boundaries, text = sample(count)
     tt.prune(tokens[: 64 * 10], list(range(0, 641, 10)), text=text)  # load what is loaded once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     tt.prune(tokens, boundaries, text=text, config=tt.PruneConfig(keep_ratio=KEEP))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) * 1024, tokens.nbytes)
+    print(peak_bytes() - before, tokens.nbytes)
+
+
+def peak_bytes() -> int:
+    """The process's largest resident size so far (Linux; `ru_maxrss` would count the parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def facts(quick: bool) -> list[str]:
