@@ -165,6 +165,15 @@ def test_coverage_by_hand(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_coverage_ties_that_involve_duplicates_are_exact(backend):
+    # Rows 0 and 1 serve each other: 1 + 1. Row 2 serves itself and half of rows 3 and 4: 1 + 1/2 + 1/2.
+    tokens = torch.zeros(5, 8)
+    tokens[[0, 1], 0] = tokens[2, 1] = 1
+    tokens[3, [1, 2, 3, 4]] = tokens[4, [1, 5, 6, 7]] = 1
+    assert tt.greedy_select(tokens, [0, 5], [2], backend=backend)[0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 class TestDegenerate:
     """Inputs on which a fast greedy goes wrong first."""

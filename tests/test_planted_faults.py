@@ -193,7 +193,7 @@ FAULTS = {
         ("moves not taken out of the gains", "gain -= _handed_over", "_handed_over"),
         ("only the first block of moves", "moved[start : start + BLOCK_ROWS]", "moved[:BLOCK_ROWS]"),
         ("bounds not refreshed after a flush", "PICKED, gain)", "PICKED, bound)"),
-        ("negative similarities", "clamp_(0, one)", "clamp_(max=one)"),
+        ("negative similarities", "cosine.clamp_(min=0).masked", "cosine.masked"),
         ("best forgets", "np.maximum(best, similarities", "np.maximum(0, similarities"),
         ("picks revived by a flush", "np.where(bound == PICKED, PICKED, gain)", "gain.copy()"),
     ],

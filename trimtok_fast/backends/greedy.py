@@ -30,15 +30,17 @@ def coverage(
     collected and taken out of all gains together. Meanwhile the gains, which only fall, are bounds, and the
     two or three that could win a pick are made exact.
 
-    Similarities are whole numbers, `one` for 1: sums of them do not depend on the order, running gains do not
-        drift,
+    Similarities are whole numbers, `scale` for 1: sums of them do not depend on the order, running gains do
+        not drift,
     and ties that are exact in the maths are exact here. BLOCK_ROWS of them, summed, fit their dtype.
     """
     dtype, scale = (torch.int64, 2.0**40) if directions.dtype == torch.float64 else (torch.int32, 2.0**22)
-    one = int(scale * (1 - constants.ZERO_DISTANCE))  # and so are all duplicates
-    similarities = Similarities(
-        directions, workspace_bytes, dtype, scale, lambda cosine: cosine.clamp_(0, one).add_(0.5)
-    )
+    duplicate = scale * (1 - constants.ZERO_DISTANCE)
+
+    def finish(cosine: Tensor) -> Tensor:
+        return cosine.clamp_(min=0).masked_fill_(cosine > duplicate, scale).add_(0.5)
+
+    similarities = Similarities(directions, workspace_bytes, dtype, scale, finish)
     gain = np.zeros(len(directions), dtype=np.int64)
     for part in directions.parts():
         gain += to_host(similarities[part].sum(0, dtype=dtype))
@@ -61,7 +63,7 @@ def coverage(
             pick, value = seeds[step], float("inf")
         else:
             pick = _lazy_argmax(similarities, gain, bound, moved, known[moved], best[moved])
-            value = max(0, int(bound[pick])) / one
+            value = max(0, int(bound[pick])) / scale
         picks.append(pick)
         gains.append(value)
         bound[pick] = PICKED
