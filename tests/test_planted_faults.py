@@ -51,6 +51,7 @@ def statistics():
     tokens = make_tokens("clusters", 1010, 48, offset=1.0)
     tokens[7:300:7] = 0
     tokens[300:350] = 1e-20
+    tokens[1003] = 0
     tokens[850:1000] = -tokens[700:850]
     tokens[500] = torch.cat([tokens[350:500], tokens[501:1000]]).mean(0)
     text = make_tokens("noise", 9, 48, seed=1)
@@ -146,37 +147,64 @@ COVERAGE, MAX_MIN, MAX_MEAN = (partial(selection, objective) for objective in OB
 # The function, the check that must fail, and its faults: what each says, a snippet, what takes its place.
 FAULTS = {
     (torch_backend.token_statistics, statistics): [
-        ("zero tokens counted", "(inverse > 0).sum()", "len(inverse)"),
-        ("origin ignored in the norms", "inverse_norms(block, origin[sample])", "inverse_norms(block)"),
-        ("alignment about 0", "(block, origin[sample])", "(block.clone(), origin[sample])"),
-        ("origin of the last block", "total += block.sum(0)", "total = block.sum(0)"),
-        ("sum of the last block", "direction_sum[image] += ", "direction_sum[image] = "),
-        ("variation of the batch", "(direction_sum[span], nonzero[span])", "(direction_sum, nonzero)"),
-        ("last bits from a neighbour", "total += block.sum(0)", "total += block.sum(0) + 1e-7 * tokens[0]"),
+        ("zero tokens counted", "(norm >= constants.ZERO_NORM) & ", ""),
+        ("origin ignored in the norms", "block.sub_(origin[sample])", "block"),
+        ("alignment about 0", "block.sub_(origin[sample])", "(block - origin[sample])"),
+        ("origin of the last image", "total += rest", "total = rest"),
+        ("sum of the last block", "torch.stack(sums).sum(0, ", "torch.stack(sums[-1:]).sum(0, "),
+        (
+            "variation of the batch",
+            "(direction_sum[span], square[span], nonzero[span])",
+            "(direction_sum, square, nonzero)",
+        ),
+        ("last bits from a neighbour", "total += rest", "total += rest + 1e-7 * tokens[0]"),
     ],
-    (torch_backend._blocks, statistics): [("last block lost", "stop, BLOCK", "stop - BLOCK_ROWS + 1, BLOCK")],
+    (torch_backend._blocks, statistics): [
+        ("last row lost", "BLOCK_ROWS, segment.stop)", "BLOCK_ROWS, max(segment.stop - 1, start + 1))")
+    ],
     (torch_backend._mean_direction, statistics): [
         ("zero text tokens left out", "(segment.stop - segment.start)", "text[segment].any(1).sum()"),
-        ("lengths of text tokens", "inverse_norms(block)", "inverse_norms(block).sign()"),
+        ("lengths of text tokens", "weights[0] @", "weights[0].sign() @"),
     ],
-    (torch_backend._mean_distance, statistics): [("no diagonal term", "- count) / pairs", ") / pairs")],
+    (torch_backend._weights, statistics): [
+        ("zero tokens that weigh", "inverse_of(norm, norm)", "norm.reciprocal()"),
+        (
+            "zero tokens left out of the mean",
+            "norm <= constants.LARGEST_NORM\n",
+            "norm >= constants.ZERO_NORM\n",
+        ),
+    ],
+    (torch_backend._alignment, statistics): [
+        ("zero tokens aligned without text", "words == 0", "words < 0"),
+        ("lengths of tokens", "dot * inverse_norm", "dot"),
+    ],
+    (torch_backend._mean_distance, statistics): [("no diagonal term", "(square - count)", "square")],
     (torch_backend._variation, statistics): [
         ("images without a direction", "= directed.sum()", "= (length >= 0).sum()"),
         ("rounding taken for a direction", "constants.ZERO_SUM * nonzero", "0"),
-        ("sums not normalised", "inverse @ direction_sum", "(direction_sum / nonzero[:, None]).sum(0)"),
+        ("sums not normalised", "(inverse @ direction_sum)", "(direction_sum / nonzero[:, None]).sum(0)"),
         ("one image is enough", "count > 1", "count > 0"),
     ],
-    (directions.inverse_norms, statistics): [
-        ("ZERO_SHARE rule dropped", " | (centered <= constants.ZERO_SHARE * norm)", ""),
+    (directions.inverse_of, statistics): [
+        ("ZERO_SHARE rule dropped", " | (about <= constants.ZERO_SHARE * norm)", ""),
         ("ZERO_NORM rule dropped", "(norm < constants.ZERO_NORM) | ", ""),
     ],
     (directions.Directions.__init__, COVERAGE): [
         ("origin ignored", "origin.to(self.dtype)", "0 * origin.to(self.dtype)"),
         ("norms by position", ".index_select(0, rows)", "[: len(rows)]"),
+        (
+            "norms about 0",
+            "torch.linalg.vector_norm(block, dim=1)\n            self",
+            "norm\n            self",
+        ),
     ],
     (directions.Directions._load, COVERAGE): [
-        ("tokens by position", "index_select(0, self.rows[index])", "__getitem__(index).clone()"),
-        ("last bits from a neighbour", ".to(self.dtype)", ".to(self.dtype) + 1e-6 * self.tokens[0]"),
+        ("tokens by position", "rows = self.rows[index]", "rows = torch.arange(len(self.rows))[index]"),
+        (
+            "last bits from a neighbour",
+            "return torch.index_select",
+            "return 1e-6 * self.tokens[0] + torch.index_select",
+        ),
     ],
     (directions.Similarities._fill, COVERAGE): [
         ("mirror not transposed", "= tile[width:].T", "= tile[width:].reshape(width, -1)"),
