@@ -112,16 +112,14 @@ def plans():
 
 
 def prune():
-    """`test_prune`, with numbers of images that are no palindrome, and a cut where both objectives decide."""
+    """`test_prune`: what a result says, every stage, both kinds of samples, cuts and ties."""
     test_prune.test_the_result_means_what_it_says()
     test_prune.test_each_stage_is_greedy_by_its_certificate()
     test_prune.test_a_plan_overrides_the_budgets()
-    strong = test_prune.batch("photo-like", offset=3.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_prune, "CU_IMAGES", [0, 2, 3, 7])
-        test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "max_min")
-        patch.setattr(test_prune, "batch", lambda: strong)
-        test_prune.test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both()
+    test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "max_min")
+    test_prune.test_the_pool_starts_from_the_anchors_and_its_order_decides_without_text(2, "torch")
+    test_prune.test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both("photo-like", 3.0)
+    test_prune.test_scores_of_the_cut_front_that_tie_go_to_the_lowest_row()
 
 
 def certificates():
@@ -301,35 +299,53 @@ FAULTS = {
         ("tie to the higher image", ".round()", ".round() + torch.arange(len(share))"),
     ],
     (pipeline._stage_1, prune): [
-        ("origin of another sample", "owner(tokens.device)", "owner(tokens.device).flip(0)"),
+        ("origin of another sample", "samples.owner(device)", "samples.owner(device).flip(0)"),
         ("rule of stage 2", "config.image_objective", "config.pool_objective"),
+        (
+            "last picks for anchors",
+            "plan.image_budgets.cumsum(0) - plan.image_budgets",
+            "plan.image_budgets.cumsum(0) - 2",
+        ),
     ],
     (pipeline._stage_2, prune): [
         ("distance of the batch", "largest[sample], dis", "largest.max(), dis"),
+        ("anchors at the smallest distance", '"amax"', '"amin"'),
         ("origin ignored", "origin=statistics.origin", "origin=None"),
     ],
     (pipeline._select, prune): [
-        ("anchors not protected", " & ~torch.isin(order, anchors)", ""),
-        ("samples mixed", "(*keys, sample)", "keys"),
-        ("count of the first sample", "plan.keep[sample]", "plan.keep[0]"),
-        ("score before front", "[order, position.double(), front]", "[front, position.double(), order]"),
-        ("score normalised over the pool", "len(order) + front[ranked]", "len(order)"),
-        ("score of the alignment alone", "_normalised(distance[ranked], group)", "0"),
-        ("score of the distance alone", "_normalised(alignment[order[ranked]], group)", "0"),
-        ("distance not normalised", "_normalised(distance[ranked], group)", "distance[ranked]"),
-        ("fronts upside down", "distance[ranked],\n", "-distance[ranked],\n"),
-        ("fronts mixed", "sample[ranked] * len(order) + front", "front"),
+        ("anchors not protected", "pad(front, (0, 1)).scatter(0, at, ranks)[:-1]", "front * 0"),
+        ("anchors ranked", "behind = integers_on(device, cu_anchors.lengths)", "behind = 0 * pool"),
+        (
+            "samples mixed",
+            ", front, _owner(cu_pool, total))",
+            ", front, _owner(cu_pool, total).clamp(min=2))",
+        ),
+        ("score before front", "(order, score, front, _owner", "(order, front, score, _owner"),
+        ("order without text by row", "(order, score,", "(score * 0, order,"),
+        ("ties to the highest row", "(order, score,", "(-order, score,"),
+        ("score normalised over the pool", "cu_ranked[sample] + ranks", "cu_ranked[sample]"),
+        ("score of the alignment alone", "_normalised(delta, group) + ", ""),
+        ("score of the distance alone", " + _normalised(cosine, group)", ""),
+        ("distance not normalised", "_normalised(delta, group) +", "delta +"),
+        ("fronts upside down", "rank(run, delta,", "rank(run, -delta,"),
+        ("fronts mixed", "cu_ranked[sample] + ranks", "ranks"),
+        ("ranked without text", "int(length > 0)", "1"),
     ],
+    (pipeline._places, prune): [("stretches of the first", "[counts.owner(starts.device)]", "[0]")],
     (pipeline.prune, prune): [
-        ("stage codes swapped", "= STAGE_2, PARETO, KEPT", "= PARETO, STAGE_2, KEPT"),
-        ("kept in the order of picks", "kept = kept[order[kept].argsort()]", "pass"),
+        ("stage codes swapped", "len(tokens)), PARETO)", "len(tokens)), STAGE_2)"),
+        (
+            "kept in the order of picks",
+            "= order[places].sort()",
+            "= order[places], torch.arange(len(places))",
+        ),
         ("cu_tokens one off", "images.tensor(tokens.device))", "images.tensor(tokens.device), right=True)"),
-        ("fronts of others", "front[kept]", "front[kept.flip(0)]"),
-        ("distances of others", "=distance[kept]", "=distance[: len(kept)]"),
-        ("plan ignored", "if plan is None else plan", ""),
+        ("fronts of others", "front[places]", "front[places.flip(0)]"),
+        ("distances of others", "=distance[places]", "=distance[: len(places)]"),
+        ("plan ignored", "if plan is None:", "if True:"),
     ],
     (pipeline.PruneResult.gather, prune): [("the row before", "self.indices", "self.indices - 1")],
-    (segments.Segments.owner, prune): [("samples mixed", "(lengths,", "(lengths.flip(0),")],
+    (segments.Segments.owner, prune): [("samples mixed", "self.lengths)", "self.lengths[::-1])")],
     (certificate.certify, certificates): [
         ("regret always 0", "max(step[0] for step in steps)", "0.0"),
         ("regret of the last pick", "max(step[0] for step in steps)", "steps[-1][0]"),

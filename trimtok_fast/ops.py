@@ -7,9 +7,11 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from trimtok_fast.backends import reference
 from trimtok_fast.backends import torch as torch_backend
@@ -205,10 +207,12 @@ def greedy_select(
     workspace_bytes = check_integer("workspace_bytes", workspace_bytes, minimum=0)
     run = choose_backend(backend, tokens)
     with exact(tokens):
-        indices, gain = run.greedy_select(
+        return select(
+            run,
             tokens,
             segments,
             counts,
+            total=sum(counts) if total is None else total,
             objective=objective,
             seeds=seeds,
             cu_seeds=seed_segments,
@@ -218,11 +222,33 @@ def greedy_select(
             candidates=candidates,
             workspace_bytes=workspace_bytes,
         )
-    if total is not None:
-        left = total - len(indices)
-        indices = torch.cat([indices, indices.new_full((left,), -1)])
-        gain = torch.cat([gain, gain.new_full((left,), float("nan"))])
-    return indices, gain
+
+
+def select(
+    run: ModuleType,
+    tokens: Tensor,
+    segments: Segments | Tensor,
+    budgets: list[int] | Tensor,
+    *,
+    total: int,
+    **arguments: Any,
+) -> tuple[Tensor, Tensor]:
+    """`greedy_select` of checked input, on a backend. Boundaries and budgets on the device are read here."""
+    if isinstance(segments, Tensor):
+        segments = Segments(tuple(segments.tolist()))
+    if isinstance(budgets, Tensor):
+        budgets = budgets.tolist()
+    indices, gain = run.greedy_select(tokens, segments, budgets, **arguments)
+    left = total - len(indices)
+    return pad(indices, (0, left), value=-1), pad(gain, (0, left), value=float("nan"))
+
+
+def rank(run: ModuleType, diversity: Tensor, alignment: Tensor, segments: Segments | Tensor) -> Tensor:
+    """`pareto_front` of checked input, on a backend; -1 past the last boundary."""
+    if isinstance(segments, Tensor):
+        segments = Segments(tuple(segments.tolist()))
+    front = run.pareto_front(diversity[: segments.end], alignment[: segments.end], segments)
+    return pad(front, (0, len(diversity) - segments.end), value=-1)
 
 
 def _check_budgets(budgets: Tensor | Sequence[int], segments: Segments, total: int | None) -> list[int]:
@@ -251,6 +277,11 @@ def _check_budgets(budgets: Tensor | Sequence[int], segments: Segments, total: i
     return counts
 
 
+def no_seeds(tokens: Tensor, segments: int) -> tuple[Tensor, Segments]:
+    """Seeds and their boundaries where there are none."""
+    return torch.empty(0, dtype=torch.int64, device=tokens.device), Segments((0,) * (segments + 1))
+
+
 def _check_seeds(
     seeds: Tensor | Sequence[int] | None,
     cu_seeds: Boundaries | None,
@@ -264,7 +295,7 @@ def _check_seeds(
             raise InvalidInputError(
                 "cu_seeds", "no boundaries without seeds", "boundaries", "Pass seeds as well."
             )
-        return torch.empty(0, dtype=torch.int64, device=tokens.device), Segments((0,) * (len(segments) + 1))
+        return no_seeds(tokens, len(segments))
     if not isinstance(seeds, Tensor):
         seeds = torch.tensor(
             parse_integers("seeds", seeds, "row numbers"), dtype=torch.int64, device=tokens.device
@@ -357,7 +388,7 @@ def pareto_front(
             )
     run = choose_backend(backend, diversity)
     with exact(diversity):
-        return run.pareto_front(diversity, alignment, segments)
+        return rank(run, diversity, alignment, segments)
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor, *, backend: str = "auto") -> Tensor:
