@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -16,7 +17,12 @@ from torch.nn.functional import pad
 from trimtok_fast.backends import reference
 from trimtok_fast.backends import torch as torch_backend
 from trimtok_fast.config import CENTERS, OBJECTIVES, check_integer, check_name
-from trimtok_fast.errors import BackendUnavailableError, InvalidInputError
+from trimtok_fast.errors import (
+    BackendUnavailableError,
+    InvalidInputError,
+    TrimTokError,
+    UnsupportedDtypeError,
+)
 from trimtok_fast.segments import (
     Boundaries,
     Segments,
@@ -39,25 +45,56 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 
 
 def choose_backend(name: str, tokens: Tensor) -> ModuleType:
-    """The module that runs the ops.
+    """The module that runs the ops on these tokens (or on the values to be ranked).
 
     Raises:
         InvalidInputError: an unknown name.
+        UnsupportedDtypeError: `"triton"` for fp64 tokens.
         BackendUnavailableError: `"triton"` where it cannot run.
     """
     check_name("backend", name, BACKENDS)
     if name == "reference":
         return reference
+    if name == "torch" or (name == "auto" and not tokens.is_cuda):
+        return torch_backend
+    obstacle = _triton_obstacle(tokens)
+    if obstacle is None:
+        return importlib.import_module("trimtok_fast.backends.triton")
     if name == "triton":
-        raise BackendUnavailableError(
+        raise obstacle
+    _warn_once(f"backend='auto' runs on 'torch'. {obstacle}")
+    return torch_backend
+
+
+def _triton_obstacle(tokens: Tensor) -> TrimTokError | None:
+    """Why the kernels cannot take these tokens."""
+    if importlib.util.find_spec("triton") is None:
+        return BackendUnavailableError(
             "backend",
             "a backend that can run here",
-            "'triton', whose kernels are not part of this version",
+            "'triton', which is not installed",
+            "Install trimtok_fast[triton], or use 'torch'.",
+        )
+    triton = importlib.import_module("trimtok_fast.backends.triton")
+    if not tokens.is_cuda and not triton.INTERPRETED:
+        return BackendUnavailableError(
+            "backend",
+            f"a backend that runs on {tokens.device}",
+            "'triton', which needs a GPU",
+            "Move the tensors to one, use 'torch', or set TRITON_INTERPRET=1 to debug.",
+        )
+    if tokens.ndim == 2 and tokens.dtype == torch.float64:
+        return UnsupportedDtypeError(
+            "tokens", "float32, float16 or bfloat16 for 'triton'", "float64", "Use 'torch' or 'reference'."
+        )
+    if tokens.ndim == 2 and tokens.shape[1] > triton.MAX_WIDTH:
+        return BackendUnavailableError(
+            "backend",
+            f"a backend for tokens of width {tokens.shape[1]}",
+            f"'triton', which goes up to {triton.MAX_WIDTH}",
             "Use 'torch'.",
         )
-    if name == "auto" and tokens.is_cuda:
-        _warn_once("backend='auto' runs on 'torch': the Triton kernels are not part of this version.")
-    return torch_backend
+    return None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,37 @@
+"""Helpers that more than one kernel uses, and the method's constants as the compiler wants them."""
+
+import triton
+import triton.language as tl
+
+from trimtok_fast import statistics as constants
+
+ZERO_NORM = tl.constexpr(constants.ZERO_NORM)
+LARGEST_NORM = tl.constexpr(constants.LARGEST_NORM)
+ZERO_SHARE = tl.constexpr(constants.ZERO_SHARE)
+ZERO_DIVERSITY = tl.constexpr(constants.ZERO_DIVERSITY)
+ZERO_SUM = tl.constexpr(constants.ZERO_SUM)
+
+#: A sum of squares below this has lost digits: squares of what is below 1e-19 are subnormal in fp32. The row
+#: is then squared anew, scaled by a power of two, which is exact. Above, fp32 holds the squares of all norms
+#: up to `LARGEST_NORM`.
+SMALL_SQUARE = tl.constexpr(1e-20)
+SCALE = tl.constexpr(2.0**60)
+UNSCALE = tl.constexpr(2.0**-60)
+
+
+@triton.jit
+def row_norm(x):
+    """‖x‖ of every row of an fp32 tile, accurate from 1e-25 to 1e18; above it may be infinite."""
+    square = tl.sum(x * x, axis=1)
+    norm = tl.sqrt_rn(square)
+    small = square < SMALL_SQUARE
+    if tl.max(small.to(tl.int32), axis=0) > 0:
+        scaled = x * SCALE
+        norm = tl.where(small, tl.sqrt_rn(tl.sum(scaled * scaled, axis=1)) * UNSCALE, norm)
+    return norm
+
+
+@triton.jit
+def inverse_where(condition, value):
+    """1 / value where the condition holds, else 0."""
+    return tl.where(condition, 1.0 / tl.where(condition, value, 1.0), 0.0)

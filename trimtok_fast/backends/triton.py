@@ -1,0 +1,165 @@
+"""The four ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
+
+Segment boundaries that are on the host size the launches; those of `pareto_front` may be on the device, unread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
+from trimtok_fast.kernels.pareto import pareto_launch
+from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launch
+from trimtok_fast.segments import Segments
+from trimtok_fast.statistics import TokenStatistics
+
+#: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
+INTERPRETED = not isinstance(_gather_kernel, triton.JITFunction)
+
+__all__ = ["INTERPRETED", "MAX_WIDTH", "gather_tokens", "pareto_front", "token_statistics"]
+
+
+def token_statistics(
+    tokens: Tensor,
+    images: Segments,
+    samples: Segments,
+    text: Tensor | None,
+    cu_text: Segments | None,
+    *,
+    center: str,
+) -> TokenStatistics:
+    """METHOD §1 in three launches."""
+    count, d = tokens.shape
+    centred = center == "sample"
+    chunks, cu_chunks = _chunks(images, np.repeat(np.arange(len(samples)), samples.lengths))
+    text_chunks, cu_text_chunks = np.empty((0, 3), np.int64), None
+    if cu_text is not None:
+        text_chunks, cu_text_chunks = _chunks(cu_text, np.arange(len(samples)))
+    tables = {
+        "chunks": np.concatenate([text_chunks, chunks]),
+        "cu_chunks": cu_chunks + len(text_chunks),
+        "cu_images": np.array(samples.offsets),
+        "cu_text": None if cu_text is None else np.array(cu_text.offsets),
+        "cu_text_chunks": cu_text_chunks,
+    }
+
+    def floats(*shape: int) -> Tensor:
+        return tokens.new_empty(shape, dtype=torch.float32)
+
+    def integers(*shape: int) -> Tensor:
+        return tokens.new_empty(shape, dtype=torch.int64)
+
+    all_chunks = len(tables["chunks"])
+    out = TokenStatistics(
+        origin=floats(len(samples), d) if centred else None,
+        inverse_norm=floats(count),
+        direction_sum=floats(len(images), d),
+        nonzero=integers(len(images)),
+        diversity=floats(len(images)),
+        variation=floats(len(samples)),
+        alignment=None if text is None else floats(count),
+    )
+    with torch.cuda.device_of(tokens):
+        statistics_launch(
+            **vars(out),
+            tokens=tokens,
+            text=text,
+            **_upload(tables, tokens.device),
+            text_chunks=len(text_chunks),
+            direction=floats(all_chunks, d),
+            total=floats(all_chunks, d) if centred else None,
+            count=integers(all_chunks, 2),
+            norm=floats(count) if centred else None,
+            mean_text=floats(len(samples), d) if centred and text is not None else None,
+        )
+    return out
+
+
+def _chunks(segments: Segments, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of at most CHUNK_M within each segment: (first, end, sample) of each chunk; chunk boundaries."""
+    offsets = np.array(segments.offsets)
+    counts = -(-np.diff(offsets) // CHUNK_M)
+    cu_chunks = np.concatenate([[0], counts.cumsum()])
+    owner = np.repeat(np.arange(len(segments)), counts)
+    first = offsets[owner] + (np.arange(len(owner)) - cu_chunks[owner]) * CHUNK_M
+    end = np.minimum(first + CHUNK_M, offsets[owner + 1])
+    return np.stack([first, end, sample[owner]], axis=1), cu_chunks
+
+
+def _upload(tables: dict[str, np.ndarray | None], device: torch.device) -> dict[str, Tensor | None]:
+    """Integer tables as tensors on the device, in one copy that the host does not wait for."""
+    given = {name: table for name, table in tables.items() if table is not None}
+    # Each starts on 16 bytes: pointers of another alignment would be compiled for anew.
+    starts = np.cumsum([0, *(table.size + table.size % 2 for table in given.values())])
+    host = torch.zeros(int(starts[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
+    for start, table in zip(starts.tolist(), given.values(), strict=False):
+        host[start : start + table.size] = torch.from_numpy(table.reshape(-1))
+    packed = host.to(device, non_blocking=True)
+    views = {
+        name: packed[start : start + table.size].view(table.shape)
+        for start, (name, table) in zip(starts.tolist(), given.items(), strict=False)
+    }
+    return {name: views.get(name) for name in tables}
+
+
+def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments | Tensor) -> Tensor:
+    """Sorted by segment, diversity and alignment, then ranked by one program a segment.
+
+    Boundaries may be an int64 tensor on the device; what lies beyond the last gets front -1.
+    """
+    boundaries = segments if isinstance(segments, Tensor) else segments.tensor(diversity.device)
+    position = torch.arange(len(diversity), device=diversity.device)
+    owner = torch.searchsorted(boundaries[1:].contiguous(), position, right=True)
+    # Adding 0 makes a 0 of -0: sorting by bits would put the two apart.
+    keys = [value.to(torch.promote_types(value.dtype, torch.float32)) + 0 for value in (alignment, diversity)]
+    order = position
+    for key, descending in (*((key, True) for key in keys), (owner, False)):
+        order = order[key[order].argsort(descending=descending, stable=True)]
+    first = torch.stack([_differs_from_previous(key[order]) for key in (*keys, owner)]).any(0)
+    ranks = torch.full_like(order, -1, dtype=torch.int32)
+    with torch.cuda.device_of(diversity):
+        pareto_launch(
+            ranks,
+            alignment=keys[0][order],
+            leads=first.to(torch.int8),
+            cu_segments=boundaries,
+            top=torch.empty_like(keys[0]),
+        )
+    leader = torch.where(first, position, 0).cummax(0).values
+    return torch.empty_like(order).scatter_(0, order, ranks[leader].long())
+
+
+def _differs_from_previous(value: Tensor) -> Tensor:
+    return torch.cat([value.new_ones(1, dtype=torch.bool), value[1:] != value[:-1]])
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Rows by index; differentiable in the tokens."""
+    return _Gather.apply(tokens, indices)
+
+
+class _Gather(torch.autograd.Function):
+    """Gradients are put back by `index_put_`, which adds those of repeated rows in a fixed order."""
+
+    @staticmethod
+    def forward(tokens: Tensor, indices: Tensor) -> Tensor:
+        out = tokens.new_empty(len(indices), tokens.shape[1])
+        if len(indices) > 0:
+            with torch.cuda.device_of(tokens):
+                gather_launch(out, tokens=tokens, indices=indices)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.rows = len(inputs[0])
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, grad.shape[1]).index_put((indices,), grad, accumulate=True), None
