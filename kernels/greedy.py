@@ -26,6 +26,9 @@ Ties go to the lowest row. A zero token's value is 0, and picked it changes no o
 their order. Limits: gains are int64, in units of up to 2^22: right for 2^20 tokens and far more.
 """
 
+# mypy: disable-error-code="possibly-undefined"
+# What is defined under one compiled-in condition is used under the same.
+
 from __future__ import annotations
 
 from typing import NamedTuple
