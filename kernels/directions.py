@@ -33,6 +33,16 @@ ZERO_NORM = tl.constexpr(constants.ZERO_NORM)
 LARGEST_NORM = tl.constexpr(constants.LARGEST_NORM)
 ZERO_SHARE = tl.constexpr(constants.ZERO_SHARE)
 
+#: Squares of what is below 1e-19 have too few digits in fp32: sums of such are made of enlarged numbers.
+ENLARGED = tl.constexpr(2.0**60)
+SMALL_SQUARE = tl.constexpr(1e-20)
+
+
+@triton.jit
+def _length(square, enlarged):
+    """The root of a sum of squares, from the sum and the sum of the enlarged numbers' squares."""
+    return tl.where(square < SMALL_SQUARE, tl.sqrt_rn(enlarged) / ENLARGED, tl.sqrt_rn(square))
+
 
 @triton.jit
 def directions_tile(
@@ -72,18 +82,22 @@ def directions_tile(
     else:
         norm = tl.zeros([BLOCK_M], tl.float32)
         centred = tl.zeros([BLOCK_M], tl.float32)
+        small_norm = tl.zeros([BLOCK_M], tl.float32)
+        small_centred = tl.zeros([BLOCK_M], tl.float32)
         for begin in range(0, D, BLOCK_D):
             offs_d = begin + tl.arange(0, BLOCK_D)
             mask = mask_m[:, None] & (offs_d < D)[None, :]
             x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
             x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
             norm += tl.sum(x * x, 1)
+            small_norm += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
             if origin_ptr is not None:
                 origin = tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)
                 x -= tl.where(mask_m[:, None], origin[None, :], 0.0)
             centred += tl.sum(x * x, 1)
-        norm = tl.sqrt(norm)
-        centred = tl.sqrt(centred)
+            small_centred += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
+        norm = _length(norm, small_norm)
+        centred = _length(centred, small_centred)
         usable = (norm >= ZERO_NORM) & (norm <= LARGEST_NORM) & (centred > norm * ZERO_SHARE)
         inverse = tl.where(usable, 1.0 / tl.where(usable, centred, 1.0), 0.0)
     usable = inverse > 0  # false for NaN
@@ -103,7 +117,7 @@ def directions_tile(
     offs_n = tl.arange(0, BLOCK_M)
     norm = tl.sum(tl.where(offs_n[:, None] == offs_n[None, :], square, 0.0), 1)
     present = norm > 0
-    tl.store(scale_ptr + offs_m, tl.where(present, 1.0 / tl.sqrt(tl.where(present, norm, 1.0)), 0.0))
+    tl.store(scale_ptr + offs_m, tl.where(present, 1.0 / tl.sqrt_rn(tl.where(present, norm, 1.0)), 0.0))
 
 
 @triton.jit(do_not_specialize=["first", "above"])
