@@ -16,11 +16,20 @@ BACKENDS = ("reference", "torch")
 
 
 def check_selection(
-    tokens, cu_segments, budgets, objective, origin=None, rows=None, seeds=None, cu_seeds=None, **options
+    tokens,
+    cu_segments,
+    budgets,
+    objective,
+    origin=None,
+    rows=None,
+    seeds=None,
+    cu_seeds=None,
+    backend="torch",
+    **options,
 ):
-    """Torch's picks pass the certificate, equal the textbook's where it is apart, and cover as much."""
+    """A backend's picks pass the certificate, equal the textbook's where it is apart, and cover as much."""
     arguments = dict(objective=objective, origin=origin, rows=rows, seeds=seeds, cu_seeds=cu_seeds)
-    found, gain = tt.greedy_select(tokens, cu_segments, budgets, backend="torch", **arguments, **options)
+    found, gain = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
     expected, expected_gain = tt.greedy_select(tokens, cu_segments, budgets, backend="reference", **arguments)
     assert found.shape == gain.shape == (sum(budgets),)
     assert found.dtype == torch.int64 and gain.dtype == torch.float32
