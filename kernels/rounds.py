@@ -51,7 +51,7 @@ BLOCK_M = tl.constexpr(128)
 #: The most candidates that a round can have.
 CANDIDATES = tl.constexpr(128)
 #: Keys, or positions, that one program looks at together.
-BLOCK_SCAN = tl.constexpr(4096)
+BLOCK_SCAN = tl.constexpr(2048)
 #: Counts down to the position in a key: of equal values, the lowest position has the largest key.
 LAST = tl.constexpr(2**31 - 1)
 #: What stands for no key at all.
@@ -196,7 +196,7 @@ def _prepare_kernel(
         norm, centered_norm = tl.sqrt_rn(square), tl.sqrt_rn(centered_square)
         has_direction = (norm >= ZERO_NORM) & (norm <= LARGEST_NORM)
         has_direction &= centered_norm > norm * ZERO_SHARE
-        inverse = tl.where(has_direction, 1 / centered_norm, 0.0)
+        inverse = tl.where(has_direction, 1 / tl.where(has_direction, centered_norm, 1.0), 0.0)
     inverse = tl.where(inverse > 0, inverse, 0.0)  # NaN too
 
     product = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
@@ -213,7 +213,7 @@ def _prepare_kernel(
             WIDTH,
             BLOCK_D,
         )
-        unit = tl.where(inverse[:, None] > 0, centered * inverse[:, None], 0.0)
+        unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
         tl.store(
             part_ptr + program * stride_part_t + first + offs_d,
             tl.sum(unit, axis=0),
@@ -223,7 +223,7 @@ def _prepare_kernel(
         product = tl.dot(rounded, tl.trans(rounded), product, input_precision=INPUT_PRECISION)
     offs_m = tl.arange(0, BLOCK_M)
     square = tl.sum(tl.where(offs_m[:, None] == offs_m[None, :], product, 0.0), axis=1)
-    scale = tl.where(square > 0, 1 / tl.sqrt_rn(square), 0.0)
+    scale = tl.where(square > 0, 1 / tl.sqrt_rn(tl.where(square > 0, square, 1.0)), 0.0)
     tl.store(inverse_ptr + start + position, inverse, mask=mask)
     tl.store(scale_ptr + start + position, scale, mask=mask)
     tl.store(value_ptr + start + position, tl.where(scale > 0, float("inf"), 0.0), mask=mask)
@@ -333,7 +333,7 @@ def _typical_kernel(
         )
         pointers = total_ptr + segment * stride_total_g + first + offs_d
         total = tl.load(pointers, mask=first + offs_d < WIDTH, other=0.0)
-        unit = tl.where(inverse[:, None] > 0, centered * inverse[:, None], 0.0)
+        unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
         typical += tl.sum(unit * total[None, :], axis=1)
     # Adding 0 makes 0 of -0; flipping the lower bits of what is negative makes whole numbers in its order.
     bits = (typical + 0.0).to(tl.int32, bitcast=True)
@@ -350,7 +350,7 @@ def _fill(value_ptr, picks_ptr, gain_ptr, start, gain, limit, room):
     while (first < limit) & (filled < room):
         offs = first + tl.arange(0, BLOCK_SCAN)
         value = tl.load(value_ptr + offs, mask=offs < limit, other=-1.0)
-        wanted = (value == 0).to(tl.int64)
+        wanted = (value == 0).to(tl.int32)
         place = filled + tl.cumsum(wanted, axis=0) - 1
         taken = (wanted > 0) & (place < room)
         tl.store(picks_ptr + place, start + offs, mask=taken)
@@ -589,7 +589,6 @@ def _nominate(
             position = tl.load(candidates_ptr + offs_c, mask=mask_c, other=0)
             row = tl.load(rows_ptr + position, mask=mask_c, other=0)
             inverse = tl.load(inverse_ptr + position, mask=mask_c, other=0.0)
-            scale = tl.load(scale_ptr + position, mask=mask_c, other=0.0)
             product = tl.zeros([CANDIDATES, CANDIDATES], tl.float32)
             for first in range(0, WIDTH, BLOCK_D):
                 _, centered = _centered(
@@ -604,11 +603,12 @@ def _nominate(
                     WIDTH,
                     BLOCK_D,
                 )
-                unit = tl.where(inverse[:, None] > 0, centered * inverse[:, None], 0.0)
+                unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
                 rounded = unit.to(columns_ptr.dtype.element_ty)
                 pointers = columns_ptr + offs_c[:, None] * stride_columns_c + (first + offs_d)[None, :]
                 tl.store(pointers, rounded, mask=mask_c[:, None] & (first + offs_d < WIDTH)[None, :])
                 product = tl.dot(rounded, tl.trans(rounded), product, input_precision=INPUT_PRECISION)
+            scale = tl.load(scale_ptr + position, mask=mask_c, other=0.0)
             tl.store(column_scale_ptr + offs_c, scale, mask=mask_c)
 
             if pending > 0:
@@ -647,10 +647,11 @@ def _lower(
     accepted,
     tokens_ptr,
     origin_ptr,
+    scale_ptr,
     row,
+    position,
     mask,
     inverse,
-    scale,
     columns_ptr,
     column_scale_ptr,
     slots_ptr,
@@ -666,7 +667,6 @@ def _lower(
     """The minimum of `nearest` and the distances to COLUMNS accepted picks."""
     offs_c = first_column + tl.arange(0, COLUMNS)
     slot = tl.load(slots_ptr + offs_c, mask=offs_c < accepted, other=0)
-    column_scale = tl.load(column_scale_ptr + slot, mask=offs_c < accepted, other=0.0)
     offs_d = tl.arange(0, BLOCK_D)
     product = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     for first in range(0, WIDTH, BLOCK_D):
@@ -687,9 +687,12 @@ def _lower(
             column = tl.load(pointers)
         else:
             column = tl.load(pointers, mask=(first + offs_d < WIDTH)[None, :], other=0.0)
-        unit = tl.where(inverse[:, None] > 0, centered * inverse[:, None], 0.0)
+        unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
         rounded = unit.to(columns_ptr.dtype.element_ty)
         product = tl.dot(rounded, tl.trans(column), product, input_precision=INPUT_PRECISION)
+    # Loaded here, because registers are short while the product is made.
+    scale = tl.load(scale_ptr + position, mask=mask, other=0.0)
+    column_scale = tl.load(column_scale_ptr + slot, mask=offs_c < accepted, other=0.0)
     return tl.minimum(nearest, tl.min(_distance(product, scale, column_scale), axis=1))
 
 
@@ -726,8 +729,9 @@ def _absorb(
     position, mask = _positions_of(tile, size)
     row = tl.load(rows_ptr + start + position, mask=mask, other=0)
     inverse = tl.load(inverse_ptr + start + position, mask=mask, other=0.0)
-    scale = tl.load(scale_ptr + start + position, mask=mask, other=0.0)
-    value = tl.load(value_ptr + start + position, mask=mask, other=-1.0)
+    scale_ptr += start
+    value_ptr += start
+    value = tl.load(value_ptr + position, mask=mask, other=-1.0)
     if origin_ptr is not None:
         origin_ptr += segment * stride_origin_g
     columns_ptr += segment * stride_columns_g
@@ -738,18 +742,18 @@ def _absorb(
     # take three, so they go as 128.
     done = tl.zeros([], tl.int64)
     for halving in tl.static_range(0, 4):
-        COLUMNS: tl.constexpr = CANDIDATES >> halving
-        if accepted - done > COLUMNS - (32 if halving == 0 else 16):
+        if accepted - done > (CANDIDATES >> halving) - (32 if halving == 0 else 16):
             value = _lower(
                 value,
                 done,
                 accepted,
                 tokens_ptr,
                 origin_ptr,
+                scale_ptr,
                 row,
+                position,
                 mask,
                 inverse,
-                scale,
                 columns_ptr,
                 column_scale_ptr,
                 slots_ptr,
@@ -759,11 +763,11 @@ def _absorb(
                 stride_columns_c,
                 WIDTH,
                 INPUT_PRECISION,
-                COLUMNS,
+                CANDIDATES >> halving,
                 BLOCK_D,
             )
-            done += COLUMNS
-    tl.store(value_ptr + start + position, value, mask=mask)
+            done += CANDIDATES >> halving
+    tl.store(value_ptr + position, value, mask=mask)
 
     key = tl.reshape(_key(tl.where(mask, value, -1.0), position), [BLOCK_M // GROUP, GROUP])
     groups = tile * (BLOCK_M // GROUP) + tl.arange(0, BLOCK_M // GROUP)
