@@ -165,7 +165,9 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 _AMD_OPCODE = re.compile(r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_[a-z0-9_]+)", re.MULTILINE)
-_AMD_LOAD = re.compile(r"(?:global|buffer|flat)_load_(?:lds_)?(?:[us]?(byte|short|dword)|[usb](\d+))(?:x(\d))?")
+_AMD_LOAD = re.compile(
+    r"(?:global|buffer|flat)_load_(?:lds_)?(?:[us]?(byte|short|dword)|[usb](\d+))(?:x(\d))?"
+)
 _AMD_BITS = {"byte": 8, "short": 16, "dword": 32}
 
 
@@ -201,7 +203,9 @@ def _products(ttgir: str) -> tuple[int, int]:
         products += 1
         if operation == "tt.dot":
             layout = re.search(r"-> tensor<[^,>]*, (#\w+)", types)
-            by_hand += layout is None or "mma" not in layouts.get(layout[1], "") and "mfma" not in layouts.get(
-                layout[1], ""
+            by_hand += (
+                layout is None
+                or "mma" not in layouts.get(layout[1], "")
+                and "mfma" not in layouts.get(layout[1], "")
             )
     return products, by_hand
