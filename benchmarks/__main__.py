@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/scratch"), help="where results go")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if not torch.cuda.is_available():
-        print("No CUDA device: CPU cases only.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        print("No CUDA device: the torch backend on the CPU. `trimtok kernels` gives the kernels' floors.")
 
     rows: list[harness.Row] = []
-    for case in all_cases(options.quick):
+    for case in all_cases(options.quick, device):
         if options.only in case.name:
             print(f"{case.name} …", flush=True)
             rows += harness.measure(case, options.rounds, options.patience)
