@@ -63,11 +63,12 @@ def _pareto_kernel(
 
         followed = earlier & leads[None, :] & (front[:, None] == front[None, :])
         is_top = leads & (tl.max(followed.to(tl.int32), axis=1) == 0)
-        tl.debug_barrier()  # every thread has searched the tops that are now replaced
+        fronts = tl.maximum(fronts, tl.max(tl.where(leads, front + 1, 0), axis=0))
+        # Triton orders no memory between the threads of a program. Every thread has searched the tops
+        tl.debug_barrier()
         tl.store(top_ptr + start + front, y, mask=is_top)
         tl.store(front_ptr + offs, front, mask=mask)
-        fronts = tl.maximum(fronts, tl.max(tl.where(leads, front + 1, 0), axis=0))
-        tl.debug_barrier()  # and sees the new ones in the next tile
+        tl.debug_barrier()  # before they are replaced, and sees the new ones in the next tile
 
 
 def launch_config() -> dict[str, int]:
@@ -75,7 +76,9 @@ def launch_config() -> dict[str, int]:
     return {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
 
 
-def pareto_launch(front: Tensor, *, alignment: Tensor, leads: Tensor, cu_segments: Tensor, top: Tensor) -> None:
+def pareto_launch(
+    front: Tensor, *, alignment: Tensor, leads: Tensor, cu_segments: Tensor, top: Tensor
+) -> None:
     """Rank the points of every segment; the kernel's signature says what each tensor is."""
     _pareto_kernel[(len(cu_segments) - 1,)](
         alignment, leads, cu_segments, top, front, **launch_config(), enable_fp_fusion=False

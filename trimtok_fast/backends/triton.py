@@ -144,7 +144,7 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Gradients are put back by `index_put_`, which adds those of repeated rows in a fixed order."""
+    """Gradients are put back by `index_put_`, which adds those of repeated rows in a fixed order; in fp32."""
 
     @staticmethod
     def forward(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -162,4 +162,5 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.rows, grad.shape[1]).index_put((indices,), grad, accumulate=True), None
+        total = grad.new_zeros(ctx.rows, grad.shape[1], dtype=torch.float32)
+        return total.index_put((indices,), grad.float(), accumulate=True).to(grad.dtype), None
