@@ -13,17 +13,18 @@ Who does what. Rows come in chunks of `CHUNK_M` that start where their image (or
 - `_finish_kernel`: one program a sample for D_intra and D_inter, from S in fp64; and one a chunk for the
   second pass, about μ.
 
-Launches: sums, combine, finish. With `center="none"` the tokens are read once, so t̄ must be known before: with
-text, sums runs twice, first over the text, and finish adds up the chunks itself.
+Launches: sums, combine, finish. With `center="none"` the tokens are read once, so t̄ must be known before:
+with text, sums runs twice, first over the text, and finish adds up the chunks itself.
 
 Bytes: X once or, about μ, twice; 4 d written and read per chunk and sum, 3 % of a pass in bf16. 6 operations
 an element and pass: bound by memory everywhere.
 
-Rules. Zero tokens and what is not finite add nothing, the latter get inverse norm NaN. No atomics, every sum in
-a fixed order that starts with its image: a batch gives each sample the bits that it gets alone (in memory of
-the same alignment: narrower loads sum a row in another order).
+Rules. Zero tokens and what is not finite add nothing, the latter get inverse norm NaN. No atomics, every sum
+in a fixed order that starts with its image: a batch gives each sample the bits that it gets alone (in memory
+of the same alignment: narrower loads sum a row in another order).
 
-Limits. d up to `MAX_WIDTH`: a row must fit the registers of one program. Workspaces and outputs are contiguous.
+Limits. d up to `MAX_WIDTH`: a row must fit the registers of one program. Workspaces and outputs are
+contiguous.
 """
 
 import triton
@@ -40,8 +41,8 @@ from trimtok_fast.kernels.common import (
     row_norm,
 )
 
-#: Rows whose sums are taken in fp32, by one program: few enough for the digits that D_intra needs, enough that
-#: the sums' own traffic does not count.
+#: Rows whose sums are taken in fp32, by one program: few enough for the digits that D_intra needs, enough
+#: that the sums' own traffic does not count.
 CHUNK_M = 128
 MAX_WIDTH = 8192
 
@@ -384,6 +385,8 @@ def _finish_kernel(
             sample = tl.load(chunks_ptr + chunk * 3 + 2)
             offs_d = tl.arange(0, BLOCK_D)
             origin = tl.load(origin_ptr + sample * D + offs_d, mask=offs_d < D, other=0.0)
+            mean_text = None
+            words = 0
             if mean_text_ptr is not None:
                 words = tl.load(cu_text_ptr + sample + 1) - tl.load(cu_text_ptr + sample)
                 mean_text = tl.load(mean_text_ptr + sample * D + offs_d, mask=offs_d < D, other=0.0)

@@ -1,4 +1,4 @@
-"""What the tests of the kernels share: guarded memory, launches counted or run as PTX, kernels with a fault."""
+"""What tests of kernels share: guarded memory, launches counted or run as PTX, kernels with a fault."""
 
 from __future__ import annotations
 

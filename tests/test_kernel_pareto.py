@@ -1,4 +1,4 @@
-"""The Pareto kernel: the reference's fronts, whatever the values, the segments and where their ends are known."""
+"""The Pareto kernel: the reference's fronts, whatever the values, the segments, and who knows their ends."""
 
 from __future__ import annotations
 

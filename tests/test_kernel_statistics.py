@@ -142,12 +142,12 @@ def test_compiled_code(center, dtype):
 
 @pytest.mark.parametrize("center", CENTERS)
 def test_compiled_code_reads_each_token_once(center):
-    tokens = make_tokens("noise", 2 * CHUNK, 250, dtype=torch.bfloat16)
+    tokens = make_tokens("noise", 2 * CHUNK, 256, dtype=torch.bfloat16)
     with simulated(statistics, target="sm_80") as reports:
         check_statistics(tokens, [0, 2 * CHUNK], center=center)
     passes = 2 if center == "sample" else 1
-    loaded = sum(report.bytes["load"] for _, report in reports)
-    assert passes * tokens.nbytes < loaded < 1.1 * passes * tokens.nbytes
+    assert sum(report.distinct_bytes_loaded for _, report in reports) > passes * tokens.nbytes
+    assert sum(32 * report.sectors["load"] for _, report in reports) < 1.1 * passes * tokens.nbytes
 
 
 def test_compiled_code_gives_the_same_bits_in_any_order():
@@ -158,3 +158,51 @@ def test_compiled_code_gives_the_same_bits_in_any_order():
     for name in vars(found[0]):
         one, other = (getattr(out, name).nan_to_num(nan=-7.0) for out in found)
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(
+            "mask_m = offs_m < last\n        x =",
+            "mask_m = offs_m <= last\n        x =",
+            id="a row of the next",
+        ),
+        pytest.param("tl.where(usable[:, None], x, 0.0)", "x", id="what is not finite spreads"),
+        pytest.param("usable & (norm >= ZERO_NORM)", "usable", id="zero tokens have a direction"),
+        pytest.param("(usable & mask_m)", "usable", id="rows past the end counted"),
+        pytest.param(
+            "offs_d[None, :].to(tl.int64) * stride_d", "offs_d[None, :]", id="channels taken for contiguous"
+        ),
+        pytest.param("direction += ", "direction = ", id="the last tile alone"),
+        pytest.param(
+            "count_ptr + 1, first", "count_ptr, first", id="usable rows for those that are not zero"
+        ),
+        pytest.param("rows += ", "rows = ", id="rows of the last chunks alone"),
+        pytest.param("total_ptr + chunk * D", "total_ptr", id="one chunk's sum of tokens"),
+        pytest.param(
+            "tl.where(usable[:, None], x - origin[None, :], 0.0)", "x - origin[None, :]", id="NaN alignment"
+        ),
+        pytest.param("centred > norm * ZERO_SHARE", "centred > 0", id="rounding has a direction"),
+        pytest.param(
+            "origin_ptr + sample * D + offs_d, mask",
+            "origin_ptr + offs_d, mask",
+            id="origin of the first sample",
+        ),
+        pytest.param(
+            "cosine = tl.sum(x * mean_text[None, :], axis=1) * inverse", "cosine = inverse", id="no cosine"
+        ),
+        pytest.param("length > count * ZERO_SUM", "length > 0", id="rounding of a sum has a direction"),
+        pytest.param("directed += ", "directed = ", id="images not counted"),
+        pytest.param("directed > 1, variation", "directed > 0, variation", id="variation of one image"),
+        pytest.param("pairs = count * (count - 1)", "pairs = count * count", id="pairs with oneself"),
+        pytest.param("present_rows += present", "present_rows += usable", id="zero tokens counted"),
+        pytest.param("first_chunk + tl.program_id(0)", "tl.program_id(0)", id="text taken for tokens"),
+    ],
+)
+def test_a_planted_fault_is_caught(old, new, monkeypatch, tmp_path):
+    faulty = mutant(statistics, old, new, tmp_path)
+    monkeypatch.setattr(triton_backend, "statistics_launch", faulty.statistics_launch)
+    with pytest.raises((AssertionError, ExecutionFault)), simulated(faulty):
+        for center in CENTERS:
+            check_statistics(**hard_batch(), center=center)

@@ -1,6 +1,6 @@
 """The four ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
 
-Segment boundaries that are on the host size the launches; those of `pareto_front` may be on the device, unread.
+Boundaries that are known on the host size the launches; those of `pareto_front` may be on the device, unread.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def token_statistics(
     text_chunks, cu_text_chunks = np.empty((0, 3), np.int64), None
     if cu_text is not None:
         text_chunks, cu_text_chunks = _chunks(cu_text, np.arange(len(samples)))
+    all_chunks = np.concatenate([text_chunks, chunks])
     tables = {
-        "chunks": np.concatenate([text_chunks, chunks]),
+        "chunks": all_chunks,
         "cu_chunks": cu_chunks + len(text_chunks),
         "cu_images": np.array(samples.offsets),
         "cu_text": None if cu_text is None else np.array(cu_text.offsets),
@@ -54,7 +55,6 @@ def token_statistics(
     def integers(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.int64)
 
-    all_chunks = len(tables["chunks"])
     out = TokenStatistics(
         origin=floats(len(samples), d) if centred else None,
         inverse_norm=floats(count),
@@ -71,9 +71,9 @@ def token_statistics(
             text=text,
             **_upload(tables, tokens.device),
             text_chunks=len(text_chunks),
-            direction=floats(all_chunks, d),
-            total=floats(all_chunks, d) if centred else None,
-            count=integers(all_chunks, 2),
+            direction=floats(len(all_chunks), d),
+            total=floats(len(all_chunks), d) if centred else None,
+            count=integers(len(all_chunks), 2),
             norm=floats(count) if centred else None,
             mean_text=floats(len(samples), d) if centred and text is not None else None,
         )
@@ -91,7 +91,7 @@ def _chunks(segments: Segments, sample: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.stack([first, end, sample[owner]], axis=1), cu_chunks
 
 
-def _upload(tables: dict[str, np.ndarray | None], device: torch.device) -> dict[str, Tensor | None]:
+def _upload(tables: dict[str, np.ndarray | None], device: torch.device) -> dict[str, Any]:
     """Integer tables as tensors on the device, in one copy that the host does not wait for."""
     given = {name: table for name, table in tables.items() if table is not None}
     # Each starts on 16 bytes: pointers of another alignment would be compiled for anew.
