@@ -111,9 +111,15 @@ class DataSheet:
 
 #: The GPUs that floors are given for.
 DATA_SHEETS = (
-    DataSheet("A100", 2.039e12, 312e12, 156e12 / 3, 19.5e12, "NVIDIA A100 Tensor Core GPU datasheet, SXM 80 GB"),
-    DataSheet("H100", 3.35e12, 989.4e12, 494.7e12 / 3, 66.9e12, "NVIDIA H100 Tensor Core GPU datasheet, SXM5"),
+    DataSheet(
+        "A100", 2.039e12, 312e12, 156e12 / 3, 19.5e12, "NVIDIA A100 Tensor Core GPU datasheet, SXM 80 GB"
+    ),
+    DataSheet(
+        "H100", 3.35e12, 989.4e12, 494.7e12 / 3, 66.9e12, "NVIDIA H100 Tensor Core GPU datasheet, SXM5"
+    ),
     DataSheet("H200", 4.8e12, 989.4e12, 494.7e12 / 3, 66.9e12, "NVIDIA H200 Tensor Core GPU datasheet, SXM"),
-    DataSheet("B200", 8.0e12, 2250e12, 1125e12 / 3, 75e12, "NVIDIA HGX B200 datasheet, an eighth of the board"),
+    DataSheet(
+        "B200", 8.0e12, 2250e12, 1125e12 / 3, 75e12, "NVIDIA HGX B200 datasheet, an eighth of the board"
+    ),
     DataSheet("MI300X", 5.3e12, 1307.4e12, 163.4e12, 163.4e12, "AMD Instinct MI300X accelerator data sheet"),
 )
