@@ -75,7 +75,9 @@ def launch_config() -> dict[str, int]:
     return {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
 
 
-def pareto_launch(front: Tensor, *, alignment: Tensor, leads: Tensor, cu_segments: Tensor, top: Tensor) -> None:
+def pareto_launch(
+    front: Tensor, *, alignment: Tensor, leads: Tensor, cu_segments: Tensor, top: Tensor
+) -> None:
     """Rank the points of every segment; the kernel's signature says what each tensor is."""
     _pareto_kernel[(len(cu_segments) - 1,)](
         alignment, leads, cu_segments, top, front, **launch_config(), enable_fp_fusion=False

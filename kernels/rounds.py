@@ -111,7 +111,7 @@ def _centered(
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x and x − origin, in fp32, [rows, BLOCK_D]; zeros past the width."""
+    """X and x − origin, in fp32, [rows, BLOCK_D]; zeros past the width."""
     pointers = tokens_ptr + row[:, None] * stride_tokens_m + offs_d[None, :] * stride_tokens_d
     if WIDTH % BLOCK_D == 0:
         x = tl.load(pointers, mask=mask[:, None], other=0.0).to(tl.float32)

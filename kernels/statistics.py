@@ -179,7 +179,9 @@ def _sums_kernel(
             words = tl.load(cu_text_ptr + sample + 1) - tl.load(cu_text_ptr + sample)
             start = tl.load(cu_text_chunks_ptr + sample)
             end = tl.load(cu_text_chunks_ptr + sample + 1)
-            mean_text = (_load_sum(direction_ptr, start, end, D, BLOCK_D) / tl.maximum(words, 1)).to(tl.float32)
+            mean_text = (_load_sum(direction_ptr, start, end, D, BLOCK_D) / tl.maximum(words, 1)).to(
+                tl.float32
+            )
         _sum_chunk(
             chunk,
             first,
@@ -256,9 +258,7 @@ def _combine_kernel(
     if segment < images:
         first = tl.load(cu_chunks_ptr + segment)
         last = tl.load(cu_chunks_ptr + segment + 1)
-        total, present = _add_chunks(
-            direction_ptr, count_ptr + 1, first, last, offs_d, D, BLOCK_C, BLOCK_D
-        )
+        total, present = _add_chunks(direction_ptr, count_ptr + 1, first, last, offs_d, D, BLOCK_C, BLOCK_D)
         tl.store(direction_sum_ptr + segment * D + offs_d, total.to(tl.float32), mask=mask_d)
         if tl.program_id(1) == 0:
             tl.store(nonzero_ptr + segment, present)

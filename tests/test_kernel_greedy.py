@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_greedy
-from tests.kernel_tools import Recorder, altered, awkward
+from tests.kernel_tools import Recorder
 from tests.test_greedy import check_selection
 from trimtok_fast import ops
 from trimtok_fast.backends import triton_greedy as backend

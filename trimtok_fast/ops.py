@@ -249,6 +249,7 @@ def greedy_select(
             tokens,
             segments,
             counts,
+            at_most=segments.lengths,
             total=sum(counts) if total is None else total,
             objective=objective,
             seeds=seeds,
@@ -267,10 +268,17 @@ def select(
     segments: Segments | Tensor,
     budgets: list[int] | Tensor,
     *,
+    at_most: tuple[int, ...],
     total: int,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`greedy_select` of checked input, on a backend. Boundaries and budgets on the device are read here."""
+    """`greedy_select` of checked input, on a backend; -1 and NaN past the sum of the budgets.
+
+    Boundaries and budgets on the device are read here for the backends that need them on the host. The others
+    go by `at_most`, an upper bound of each segment's size, and `total`, one of the sum of the budgets.
+    """
+    if not run.ON_HOST:
+        return run.greedy_select(tokens, segments, budgets, at_most=at_most, total=total, **arguments)
     if isinstance(segments, Tensor):
         segments = Segments(tuple(segments.tolist()))
     if isinstance(budgets, Tensor):
@@ -282,6 +290,8 @@ def select(
 
 def rank(run: ModuleType, diversity: Tensor, alignment: Tensor, segments: Segments | Tensor) -> Tensor:
     """`pareto_front` of checked input, on a backend; -1 past the last boundary."""
+    if not run.ON_HOST:
+        return run.pareto_front(diversity, alignment, segments)
     if isinstance(segments, Tensor):
         segments = Segments(tuple(segments.tolist()))
     front = run.pareto_front(diversity[: segments.end], alignment[: segments.end], segments)

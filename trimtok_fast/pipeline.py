@@ -132,7 +132,16 @@ def prune(
             survivors, anchors, cu_anchors = _stage_1(run, tokens, images, samples, statistics, plan, config)
         with record_function("trimtok::stage2"):
             order, distance = _stage_2(
-                run, tokens, survivors, anchors, cu_anchors, statistics, plan, sum(pooled), config
+                run,
+                tokens,
+                samples.of(images),
+                survivors,
+                anchors,
+                cu_anchors,
+                statistics,
+                plan,
+                pooled,
+                config,
             )
         with record_function("trimtok::pareto"):
             places, front = _select(
@@ -205,6 +214,7 @@ def _stage_1(
         tokens,
         images,
         plan.image_budgets,
+        at_most=images.lengths,
         total=len(tokens),
         objective=config.image_objective,
         seeds=seeds,
@@ -225,21 +235,27 @@ def _stage_1(
 def _stage_2(
     run: ModuleType,
     tokens: Tensor,
+    samples: Segments,
     survivors: Tensor,
     anchors: Tensor,
     cu_anchors: Segments,
     statistics: TokenStatistics,
     plan: BudgetPlan,
-    total: int,
+    pooled: list[int],
     config: PruneConfig,
 ) -> tuple[Tensor, Tensor]:
-    """The candidate pool across images: rows in the order in which they went in, and δ; both [total]."""
+    """The candidate pool across images.
+
+    Returns:
+        Rows in the order in which they went in, -1 beyond the last, and δ; both [Σ pooled].
+    """
     order, distance = select(
         run,
         tokens,
         pad(plan.survivors.cumsum(0), (1, 0)),
         plan.pool,
-        total=total,
+        at_most=samples.lengths,
+        total=sum(pooled),
         objective=config.pool_objective,
         seeds=anchors,
         cu_seeds=cu_anchors,
@@ -249,7 +265,7 @@ def _stage_2(
         candidates=config.candidates,
         workspace_bytes=config.workspace_bytes,
     )
-    sample = _owner(pad(plan.pool.cumsum(0), (1, 0)), total).clamp(max=len(plan.pool) - 1)
+    sample = _owner(pad(plan.pool.cumsum(0), (1, 0)), len(order)).clamp(max=len(plan.pool) - 1)
     finite = distance.masked_fill(~distance.isfinite(), 0)
     largest = finite.new_zeros(len(plan.pool)).scatter_reduce(0, sample, finite, "amax")
     return order, torch.where(distance.isinf(), largest[sample], distance)

@@ -20,6 +20,9 @@ from trimtok_fast.backends.greedy import coverage, max_mean, max_min
 from trimtok_fast.segments import Segments
 from trimtok_fast.statistics import TokenStatistics
 
+#: Boundaries and budgets are taken on the host.
+ON_HOST = True
+
 
 def token_statistics(
     tokens: Tensor,

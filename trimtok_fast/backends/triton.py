@@ -12,13 +12,17 @@ import torch
 import triton
 from torch import Tensor
 
+from trimtok_fast.backends.triton_greedy import form_of, largest_stored
+from trimtok_fast.backends.triton_greedy import greedy_select as select_stored
+from trimtok_fast.backends.triton_rounds import select_in_rounds
 from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
 from trimtok_fast.kernels.pareto import pareto_launch
 from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launch
-from trimtok_fast.segments import Segments
+from trimtok_fast.segments import Segments, integers_on
 from trimtok_fast.statistics import TokenStatistics
 
 #: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
+ON_HOST = False
 INTERPRETED = not isinstance(_gather_kernel, triton.JITFunction)
 
 __all__ = ["INTERPRETED", "MAX_WIDTH", "gather_tokens", "pareto_front", "token_statistics"]
@@ -105,6 +109,53 @@ def _upload(tables: dict[str, np.ndarray | None], device: torch.device) -> dict[
         for start, (name, table) in zip(starts.tolist(), given.items(), strict=False)
     }
     return {name: views.get(name) for name in tables}
+
+
+def greedy_select(
+    tokens: Tensor,
+    segments: Segments | Tensor,
+    budgets: list[int] | Tensor,
+    *,
+    at_most: tuple[int, ...],
+    total: int,
+    objective: str,
+    seeds: Tensor,
+    cu_seeds: Segments,
+    origin: Tensor | None,
+    inverse_norm: Tensor | None,
+    rows: Tensor | None,
+    candidates: int,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """Every segment's greedy, many at a time: over stored similarities where they fit, else in rounds."""
+    exact = isinstance(segments, Segments)
+    cu_segments = segments if isinstance(segments, Tensor) else segments.tensor(tokens.device)
+    if not isinstance(budgets, Tensor):
+        budgets = integers_on(tokens.device, tuple(budgets))
+    shared = {
+        "total": total,
+        "seeds": seeds,
+        "cu_seeds": cu_seeds.tensor(tokens.device),
+        "origin": origin,
+        "inverse_norm": inverse_norm,
+        "rows": rows,
+        "candidates": candidates,
+    }
+    bound = max(at_most)
+    form = form_of(tokens, objective)
+    with torch.cuda.device_of(tokens):
+        if objective == "max_min" and largest_stored(form, bound, workspace_bytes) < bound:
+            return select_in_rounds(tokens, cu_segments, budgets, bound=bound, **shared)
+        return select_stored(
+            tokens,
+            cu_segments,
+            budgets,
+            bound=bound,
+            lengths=at_most if exact else None,
+            objective=objective,
+            workspace_bytes=workspace_bytes,
+            **shared,
+        )
 
 
 def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments | Tensor) -> Tensor:
