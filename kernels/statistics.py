@@ -26,6 +26,9 @@ the same alignment: narrower loads sum a row in another order).
 Limits. d up to `MAX_WIDTH`: a row must fit the registers of one program. Workspaces and outputs are contiguous.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -36,6 +39,7 @@ from trimtok_fast.kernels.common import (
     ZERO_NORM,
     ZERO_SHARE,
     ZERO_SUM,
+    Traffic,
     inverse_where,
     row_norm,
 )
@@ -414,6 +418,17 @@ def combine_config(d: int) -> dict[str, int]:
     """Block sizes and warps of `_combine_kernel`."""
     block_d = min(256, max(16, triton.next_power_of_2(d)))
     return {"BLOCK_C": 16, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 1}
+
+
+def traffic(sizes: Sequence[int], d: int, dtype: torch.dtype, *, centred: bool) -> Traffic:
+    """What all launches for images of these sizes have to do, the text left out."""
+    tokens, chunks = sum(sizes), sum(triton.cdiv(size, CHUNK_M) for size in sizes)
+    passes = 2 if centred else 1
+    # Each chunk's sums, of x too about the mean, are written and read; 4 bytes a token are written a pass,
+    # and the norms are read by the second.
+    sums = 8 * chunks * passes * d + 4 * len(sizes) * d
+    rows = tokens * (dtype.itemsize * d * passes + (12 if centred else 4))
+    return Traffic(rows + sums, operations=6 * passes * tokens * d)
 
 
 def statistics_launch(
