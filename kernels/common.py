@@ -1,5 +1,7 @@
 """Helpers that more than one kernel uses, and the method's constants as the compiler wants them."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -17,6 +19,28 @@ ZERO_SUM = tl.constexpr(constants.ZERO_SUM)
 SMALL_SQUARE = tl.constexpr(1e-20)
 SCALE = tl.constexpr(2.0**60)
 UNSCALE = tl.constexpr(2.0**-60)
+
+
+class Traffic(NamedTuple):
+    """What a launch has to move and to do, at least.
+
+    Attributes:
+        bytes_moved: to and from the GPU's memory; what caches can keep is counted once.
+        products: multiply-adds of `tl.dot`.
+        operations: of fp32, outside the matrix units.
+    """
+
+    bytes_moved: int
+    products: int = 0
+    operations: int = 0
+
+
+def platform() -> str:
+    """Where launched kernels run: `"cuda"`, `"hip"`, or `"interpreter"`."""
+    if not isinstance(row_norm, triton.JITFunction):
+        return "interpreter"
+    backend: str = triton.runtime.driver.active.get_current_target().backend
+    return backend
 
 
 @triton.jit

@@ -55,6 +55,14 @@ def check_plan(images, samples, statistics, config):
         lengths, own = images.lengths[span], budgets[span]
         floors = [min(config.min_tokens_per_image, length) for length in lengths]
         keep, survivors, pool = (int(x[sample]) for x in (plan.keep, plan.survivors, plan.pool))
+        total = sum(lengths)
+        inside = sum(statistics.diversity.double()[span] * significant[span]) / len(lengths)
+        across = float(statistics.variation[sample])
+        share = 0.5 if math.isnan(across) or inside + across == 0 else across / (inside + across)
+        weight = share if config.stage_split == "adaptive" else config.stage_split
+        wanted = total * (keep / total) ** float(weight) + 0.5
+        assert survivors in {min(max(math.floor(wanted + e), keep), total) for e in (-1e-6, 1e-6)}
+        assert pool == keep + math.floor(config.pool_fraction * (survivors - keep) + 0.5)
         assert max(1, sum(floors)) <= keep <= pool <= survivors <= sum(lengths)
         assert sum(own) == survivors
         assert all(low <= budget <= high for low, budget, high in zip(floors, own, lengths, strict=True))
@@ -152,6 +160,7 @@ def test_no_diversity_and_no_variation_split_evenly():
     [
         ({"keep_ratio": 0.2}, [20, 1]),
         ({"keep_ratio": 0.125}, [13, 1]),  # 12.5 is rounded up
+        ({"keep_ratio": 0.145}, [15, 1]),  # 14.5 too, which is 14.499... in binary
         ({"keep_ratio": 1.0}, [100, 3]),
         ({"keep_ratio": 1e-9}, [2, 1]),  # every image keeps one
         ({"keep_ratio": 1e-9, "min_tokens_per_image": 0}, [1, 1]),  # but something stays

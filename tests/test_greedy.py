@@ -16,11 +16,20 @@ BACKENDS = ("reference", "torch")
 
 
 def check_selection(
-    tokens, cu_segments, budgets, objective, origin=None, rows=None, seeds=None, cu_seeds=None, **options
+    tokens,
+    cu_segments,
+    budgets,
+    objective,
+    origin=None,
+    rows=None,
+    seeds=None,
+    cu_seeds=None,
+    backend="torch",
+    **options,
 ):
-    """Torch's picks pass the certificate, equal the textbook's where it is apart, and cover as much."""
+    """A backend's picks pass the certificate, equal the textbook's where it is apart, and cover as much."""
     arguments = dict(objective=objective, origin=origin, rows=rows, seeds=seeds, cu_seeds=cu_seeds)
-    found, gain = tt.greedy_select(tokens, cu_segments, budgets, backend="torch", **arguments, **options)
+    found, gain = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
     expected, expected_gain = tt.greedy_select(tokens, cu_segments, budgets, backend="reference", **arguments)
     assert found.shape == gain.shape == (sum(budgets),)
     assert found.dtype == torch.int64 and gain.dtype == torch.float32
@@ -283,3 +292,25 @@ def test_fp64_tokens_are_computed_in_fp64(objective):
     check_selection(tokens, [0, 64], [20], objective, origin=origin)
     found, _ = tt.greedy_select(tokens, [0, 64], [20], objective=objective, origin=origin, backend="torch")
     assert certify(tokens, found, objective=objective, origin=origin[0]).regret < 1e-9
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 7])
+def test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates):
+    # Four entries of ±1: of norm 2, so that every cosine is exact and ties are too.
+    generator = torch.Generator().manual_seed(3)
+    signs = torch.randint(0, 2, (300, 8), generator=generator) * 2.0 - 1
+    tokens = signs * (torch.rand(300, 8, generator=generator).argsort(dim=1) < 4)
+    found, oracle = (
+        tt.greedy_select(
+            tokens, [0, 300], [300], objective="max_min", candidates=candidates, backend=backend
+        )[0].tolist()
+        for backend in BACKENDS
+    )
+    assert found == oracle
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gather_takes_rows_in_any_order_and_again(backend):
+    tokens = make_tokens("noise", 9, 5)[:, 1:4]
+    rows = torch.tensor([7, 0, 7, 8, 3])
+    assert torch.equal(tt.gather_tokens(tokens, rows, backend=backend), tokens[rows])

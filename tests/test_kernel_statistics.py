@@ -15,6 +15,8 @@ from trimtok_fast.kernels import statistics
 
 CHUNK = statistics.CHUNK_M
 CENTERS = ("sample", "none")
+#: More than are added up at a time.
+MANY_CHUNKS = (statistics.combine_config(4)["BLOCK_C"] + 1) * CHUNK
 
 
 def check_statistics(tokens, *boundaries, **options):
@@ -26,10 +28,12 @@ def hard_batch(dtype=torch.float32, width=20):
     """Ends of chunks, zero tokens, an image of them, one without a sum, text of any length, and none."""
     tokens = make_tokens("clusters", 3 * CHUNK + 60, width, offset=1.0, dtype=dtype)
     tokens[7:CHUNK:7] = 0
-    tokens[CHUNK + 1 : CHUNK + 21] = 0
+    tokens[CHUNK + 1 : CHUNK + 22] = 0
     tokens[CHUNK + 22] = torch.nan
     tokens[CHUNK + 31 : CHUNK + 40] = -tokens[CHUNK + 22 : CHUNK + 31].nan_to_num()
     tokens[CHUNK + 22] = tokens[CHUNK + 31] = torch.inf
+    tokens[CHUNK + 50] = 0
+    tokens[CHUNK + 50] = tokens[CHUNK + 40 : 2 * CHUNK + 40].sum(0) / (CHUNK - 1)
     text = make_tokens("noise", CHUNK + 12, width, seed=1, dtype=dtype)
     text[2], text[9, 0] = 0, torch.nan
     cu_tokens = [0, 1, CHUNK + 1, CHUNK + 21, CHUNK + 40, 2 * CHUNK + 40, 3 * CHUNK + 60]
@@ -53,7 +57,7 @@ def test_the_reference_at_every_shape(count, width, dtype, center):
 
 
 @pytest.mark.parametrize("center", CENTERS)
-@pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1])
+@pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, MANY_CHUNKS])
 def test_chunks_begin_and_end_anywhere(count, center):
     tokens = make_tokens("photo-like", count + 3, 12)
     check_statistics(tokens, [0, 3, count + 3], [0, 1, 2], center=center)
@@ -181,7 +185,7 @@ def test_compiled_code_gives_the_same_bits_in_any_order():
         pytest.param("rows += ", "rows = ", id="rows of the last chunks alone"),
         pytest.param("total_ptr + chunk * D", "total_ptr", id="one chunk's sum of tokens"),
         pytest.param(
-            "tl.where(usable[:, None], x - origin[None, :], 0.0)", "x - origin[None, :]", id="NaN alignment"
+            "cosine = tl.where(usable, ", "cosine = tl.where(norm == norm, ", id="infinite tokens align"
         ),
         pytest.param("centred > norm * ZERO_SHARE", "centred > 0", id="rounding has a direction"),
         pytest.param(
@@ -203,6 +207,9 @@ def test_compiled_code_gives_the_same_bits_in_any_order():
 def test_a_planted_fault_is_caught(old, new, monkeypatch, tmp_path):
     faulty = mutant(statistics, old, new, tmp_path)
     monkeypatch.setattr(triton_backend, "statistics_launch", faulty.statistics_launch)
+    batch = hard_batch()
+    batch["tokens"] = guarded(batch["tokens"], column_step=2)
     with pytest.raises((AssertionError, ExecutionFault)), simulated(faulty):
         for center in CENTERS:
-            check_statistics(**hard_batch(), center=center)
+            check_statistics(**batch, center=center)
+        check_statistics(make_tokens("noise", MANY_CHUNKS, 4), [0, MANY_CHUNKS])

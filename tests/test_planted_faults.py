@@ -51,6 +51,7 @@ def statistics():
     tokens = make_tokens("clusters", 1010, 48, offset=1.0)
     tokens[7:300:7] = 0
     tokens[300:350] = 1e-20
+    tokens[1003] = 0
     tokens[850:1000] = -tokens[700:850]
     tokens[500] = torch.cat([tokens[350:500], tokens[501:1000]]).mean(0)
     text = make_tokens("noise", 9, 48, seed=1)
@@ -111,16 +112,14 @@ def plans():
 
 
 def prune():
-    """`test_prune`, with numbers of images that are no palindrome, and a cut where both objectives decide."""
+    """`test_prune`: what a result says, every stage, both kinds of samples, cuts and ties."""
     test_prune.test_the_result_means_what_it_says()
     test_prune.test_each_stage_is_greedy_by_its_certificate()
     test_prune.test_a_plan_overrides_the_budgets()
-    strong = test_prune.batch("photo-like", offset=3.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_prune, "CU_IMAGES", [0, 2, 3, 7])
-        test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "max_min")
-        patch.setattr(test_prune, "batch", lambda: strong)
-        test_prune.test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both()
+    test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "max_min")
+    test_prune.test_the_pool_starts_from_the_anchors_and_its_order_decides_without_text(2, "torch")
+    test_prune.test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both("photo-like", 3.0)
+    test_prune.test_scores_of_the_cut_front_that_tie_go_to_the_lowest_row()
 
 
 def certificates():
@@ -146,37 +145,64 @@ COVERAGE, MAX_MIN, MAX_MEAN = (partial(selection, objective) for objective in OB
 # The function, the check that must fail, and its faults: what each says, a snippet, what takes its place.
 FAULTS = {
     (torch_backend.token_statistics, statistics): [
-        ("zero tokens counted", "(inverse > 0).sum()", "len(inverse)"),
-        ("origin ignored in the norms", "inverse_norms(block, origin[sample])", "inverse_norms(block)"),
-        ("alignment about 0", "(block, origin[sample])", "(block.clone(), origin[sample])"),
-        ("origin of the last block", "total += block.sum(0)", "total = block.sum(0)"),
-        ("sum of the last block", "direction_sum[image] += ", "direction_sum[image] = "),
-        ("variation of the batch", "(direction_sum[span], nonzero[span])", "(direction_sum, nonzero)"),
-        ("last bits from a neighbour", "total += block.sum(0)", "total += block.sum(0) + 1e-7 * tokens[0]"),
+        ("zero tokens counted", "(norm >= constants.ZERO_NORM) & ", ""),
+        ("origin ignored in the norms", "block.sub_(origin[sample])", "block"),
+        ("alignment about 0", "block.sub_(origin[sample])", "(block - origin[sample])"),
+        ("origin of the last image", "total += rest", "total = rest"),
+        ("sum of the last block", "torch.stack(sums).sum(0, ", "torch.stack(sums[-1:]).sum(0, "),
+        (
+            "variation of the batch",
+            "(direction_sum[span], square[span], nonzero[span])",
+            "(direction_sum, square, nonzero)",
+        ),
+        ("last bits from a neighbour", "total += rest", "total += rest + 1e-7 * tokens[0]"),
     ],
-    (torch_backend._blocks, statistics): [("last block lost", "stop, BLOCK", "stop - BLOCK_ROWS + 1, BLOCK")],
+    (torch_backend._blocks, statistics): [
+        ("last row lost", "BLOCK_ROWS, segment.stop)", "BLOCK_ROWS, max(segment.stop - 1, start + 1))")
+    ],
     (torch_backend._mean_direction, statistics): [
         ("zero text tokens left out", "(segment.stop - segment.start)", "text[segment].any(1).sum()"),
-        ("lengths of text tokens", "inverse_norms(block)", "inverse_norms(block).sign()"),
+        ("lengths of text tokens", "weights[0] @", "weights[0].sign() @"),
     ],
-    (torch_backend._mean_distance, statistics): [("no diagonal term", "- count) / pairs", ") / pairs")],
+    (torch_backend._weights, statistics): [
+        ("zero tokens that weigh", "inverse_of(norm, norm)", "norm.reciprocal()"),
+        (
+            "zero tokens left out of the mean",
+            "norm <= constants.LARGEST_NORM\n",
+            "norm >= constants.ZERO_NORM\n",
+        ),
+    ],
+    (torch_backend._alignment, statistics): [
+        ("zero tokens aligned without text", "words == 0", "words < 0"),
+        ("lengths of tokens", "dot * inverse_norm", "dot"),
+    ],
+    (torch_backend._mean_distance, statistics): [("no diagonal term", "(square - count)", "square")],
     (torch_backend._variation, statistics): [
         ("images without a direction", "= directed.sum()", "= (length >= 0).sum()"),
         ("rounding taken for a direction", "constants.ZERO_SUM * nonzero", "0"),
-        ("sums not normalised", "inverse @ direction_sum", "(direction_sum / nonzero[:, None]).sum(0)"),
+        ("sums not normalised", "(inverse @ direction_sum)", "(direction_sum / nonzero[:, None]).sum(0)"),
         ("one image is enough", "count > 1", "count > 0"),
     ],
-    (directions.inverse_norms, statistics): [
-        ("ZERO_SHARE rule dropped", " | (centered <= constants.ZERO_SHARE * norm)", ""),
+    (directions.inverse_of, statistics): [
+        ("ZERO_SHARE rule dropped", " | (about <= constants.ZERO_SHARE * norm)", ""),
         ("ZERO_NORM rule dropped", "(norm < constants.ZERO_NORM) | ", ""),
     ],
     (directions.Directions.__init__, COVERAGE): [
         ("origin ignored", "origin.to(self.dtype)", "0 * origin.to(self.dtype)"),
         ("norms by position", ".index_select(0, rows)", "[: len(rows)]"),
+        (
+            "norms about 0",
+            "torch.linalg.vector_norm(block, dim=1)\n            self",
+            "norm\n            self",
+        ),
     ],
     (directions.Directions._load, COVERAGE): [
-        ("tokens by position", "index_select(0, self.rows[index])", "__getitem__(index).clone()"),
-        ("last bits from a neighbour", ".to(self.dtype)", ".to(self.dtype) + 1e-6 * self.tokens[0]"),
+        ("tokens by position", "rows = self.rows[index]", "rows = torch.arange(len(self.rows))[index]"),
+        (
+            "last bits from a neighbour",
+            "return torch.index_select",
+            "return 1e-6 * self.tokens[0] + torch.index_select",
+        ),
     ],
     (directions.Similarities._fill, COVERAGE): [
         ("mirror not transposed", "= tile[width:].T", "= tile[width:].reshape(width, -1)"),
@@ -273,35 +299,53 @@ FAULTS = {
         ("tie to the higher image", ".round()", ".round() + torch.arange(len(share))"),
     ],
     (pipeline._stage_1, prune): [
-        ("origin of another sample", "owner(tokens.device)", "owner(tokens.device).flip(0)"),
+        ("origin of another sample", "samples.owner(device)", "samples.owner(device).flip(0)"),
         ("rule of stage 2", "config.image_objective", "config.pool_objective"),
+        (
+            "last picks for anchors",
+            "plan.image_budgets.cumsum(0) - plan.image_budgets",
+            "plan.image_budgets.cumsum(0) - 2",
+        ),
     ],
     (pipeline._stage_2, prune): [
         ("distance of the batch", "largest[sample], dis", "largest.max(), dis"),
+        ("anchors at the smallest distance", '"amax"', '"amin"'),
         ("origin ignored", "origin=statistics.origin", "origin=None"),
     ],
     (pipeline._select, prune): [
-        ("anchors not protected", " & ~torch.isin(order, anchors)", ""),
-        ("samples mixed", "(*keys, sample)", "keys"),
-        ("count of the first sample", "plan.keep[sample]", "plan.keep[0]"),
-        ("score before front", "[order, position.double(), front]", "[front, position.double(), order]"),
-        ("score normalised over the pool", "len(order) + front[ranked]", "len(order)"),
-        ("score of the alignment alone", "_normalised(distance[ranked], group)", "0"),
-        ("score of the distance alone", "_normalised(alignment[order[ranked]], group)", "0"),
-        ("distance not normalised", "_normalised(distance[ranked], group)", "distance[ranked]"),
-        ("fronts upside down", "distance[ranked],\n", "-distance[ranked],\n"),
-        ("fronts mixed", "sample[ranked] * len(order) + front", "front"),
+        ("anchors not protected", "pad(front, (0, 1)).scatter(0, at, ranks)[:-1]", "front * 0"),
+        ("anchors ranked", "behind = integers_on(device, cu_anchors.lengths)", "behind = 0 * pool"),
+        (
+            "samples mixed",
+            ", front, _owner(cu_pool, total))",
+            ", front, _owner(cu_pool, total).clamp(min=2))",
+        ),
+        ("score before front", "(order, score, front, _owner", "(order, front, score, _owner"),
+        ("order without text by row", "(order, score,", "(score * 0, order,"),
+        ("ties to the highest row", "(order, score,", "(-order, score,"),
+        ("score normalised over the pool", "cu_ranked[sample] + ranks", "cu_ranked[sample]"),
+        ("score of the alignment alone", "_normalised(delta, group) + ", ""),
+        ("score of the distance alone", " + _normalised(cosine, group)", ""),
+        ("distance not normalised", "_normalised(delta, group) +", "delta +"),
+        ("fronts upside down", "rank(run, delta,", "rank(run, -delta,"),
+        ("fronts mixed", "cu_ranked[sample] + ranks", "ranks"),
+        ("ranked without text", "int(length > 0)", "1"),
     ],
+    (pipeline._places, prune): [("stretches of the first", "[counts.owner(starts.device)]", "[0]")],
     (pipeline.prune, prune): [
-        ("stage codes swapped", "= STAGE_2, PARETO, KEPT", "= PARETO, STAGE_2, KEPT"),
-        ("kept in the order of picks", "kept = kept[order[kept].argsort()]", "pass"),
+        ("stage codes swapped", "len(tokens)), PARETO)", "len(tokens)), STAGE_2)"),
+        (
+            "kept in the order of picks",
+            "= order[places].sort()",
+            "= order[places], torch.arange(len(places))",
+        ),
         ("cu_tokens one off", "images.tensor(tokens.device))", "images.tensor(tokens.device), right=True)"),
-        ("fronts of others", "front[kept]", "front[kept.flip(0)]"),
-        ("distances of others", "=distance[kept]", "=distance[: len(kept)]"),
-        ("plan ignored", "if plan is None else plan", ""),
+        ("fronts of others", "front[places]", "front[places.flip(0)]"),
+        ("distances of others", "=distance[places]", "=distance[: len(places)]"),
+        ("plan ignored", "if plan is None:", "if True:"),
     ],
     (pipeline.PruneResult.gather, prune): [("the row before", "self.indices", "self.indices - 1")],
-    (segments.Segments.owner, prune): [("samples mixed", "(lengths,", "(lengths.flip(0),")],
+    (segments.Segments.owner, prune): [("samples mixed", "self.lengths)", "self.lengths[::-1])")],
     (certificate.certify, certificates): [
         ("regret always 0", "max(step[0] for step in steps)", "0.0"),
         ("regret of the last pick", "max(step[0] for step in steps)", "steps[-1][0]"),

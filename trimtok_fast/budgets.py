@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
-from trimtok_fast.segments import Boundaries, Segments, parse_images
+from trimtok_fast.segments import Boundaries, Segments, integers_on, parse_images
 from trimtok_fast.statistics import ZERO_DIVERSITY, TokenStatistics
 
 #: Shares that differ by less than this are equal: rounding must not decide who gets the odd token.
@@ -87,6 +87,14 @@ def _kept(lengths: tuple[int, ...], config: PruneConfig, sample: int) -> int:
     return kept
 
 
+def pools_at_most(kept: list[int], sizes: tuple[int, ...], config: PruneConfig) -> list[int]:
+    """An upper bound of each sample's pool, from shapes alone: P, were all tokens to survive stage 1."""
+    return [
+        count + math.floor(config.pool_fraction * (size - count) + 0.5)
+        for count, size in zip(kept, sizes, strict=True)
+    ]
+
+
 def plan_budgets(
     statistics: TokenStatistics,
     cu_tokens: Boundaries,
@@ -152,7 +160,7 @@ def plan_of(
     # Sample by sample, so that each sample's numbers come from the same operations as if it were alone.
     parts = [
         _plan_sample(
-            torch.tensor(images.lengths[span], dtype=torch.float64, device=device),
+            integers_on(device, images.lengths[span]).double(),
             kept[sample],
             _significant(statistics.diversity[span].double()),
             statistics.nonzero[span].double(),
@@ -163,7 +171,7 @@ def plan_of(
     ]
     survivors, pools, budgets = zip(*parts, strict=True)
     return BudgetPlan(
-        keep=torch.tensor(kept, dtype=torch.int64, device=device),
+        keep=integers_on(device, tuple(kept)).clone(),
         survivors=torch.stack(survivors),
         pool=torch.stack(pools),
         image_budgets=torch.cat(budgets),
@@ -218,7 +226,7 @@ def _water_fill(weight: Tensor, floor: Tensor, cap: Tensor, total: Tensor) -> Te
     slope = torch.cat([weight, -weight])[order].cumsum(0)
     step = turns.diff(append=turns[-1:])
     reached = floor.sum() + torch.cat([step.new_zeros(1), (slope * step).cumsum(0)[:-1]])
-    last = ((reached <= total).sum() - 1).clamp(min=0)
+    last = ((reached <= total).sum(0, keepdim=True) - 1).clamp(min=0)  # [1]: a scalar index is read back
     level = turns[last] + torch.where(slope[last] > 0, (total - reached[last]) / slope[last], 0.0)
     share = (level * weight).clamp(floor, cap)
     # The running sums lose digits where weights lie far apart: solve again for those between floor and cap.

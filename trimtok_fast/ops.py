@@ -8,9 +8,11 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from trimtok_fast.backends import reference
 from trimtok_fast.backends import torch as torch_backend
@@ -242,10 +244,13 @@ def greedy_select(
     workspace_bytes = check_integer("workspace_bytes", workspace_bytes, minimum=0)
     run = choose_backend(backend, tokens)
     with exact(tokens):
-        indices, gain = run.greedy_select(
+        return select(
+            run,
             tokens,
             segments,
             counts,
+            at_most=segments.lengths,
+            total=sum(counts) if total is None else total,
             objective=objective,
             seeds=seeds,
             cu_seeds=seed_segments,
@@ -255,11 +260,42 @@ def greedy_select(
             candidates=candidates,
             workspace_bytes=workspace_bytes,
         )
-    if total is not None:
-        left = total - len(indices)
-        indices = torch.cat([indices, indices.new_full((left,), -1)])
-        gain = torch.cat([gain, gain.new_full((left,), float("nan"))])
-    return indices, gain
+
+
+def select(
+    run: ModuleType,
+    tokens: Tensor,
+    segments: Segments | Tensor,
+    budgets: list[int] | Tensor,
+    *,
+    at_most: tuple[int, ...],
+    total: int,
+    **arguments: Any,
+) -> tuple[Tensor, Tensor]:
+    """`greedy_select` of checked input, on a backend; -1 and NaN past the sum of the budgets.
+
+    Boundaries and budgets on the device are read here for the backends that need them on the host. The others
+    go by `at_most`, an upper bound of each segment's size, and `total`, one of the sum of the budgets.
+    """
+    if not run.ON_HOST:
+        return run.greedy_select(tokens, segments, budgets, at_most=at_most, total=total, **arguments)
+    if isinstance(segments, Tensor):
+        segments = Segments(tuple(segments.tolist()))
+    if isinstance(budgets, Tensor):
+        budgets = budgets.tolist()
+    indices, gain = run.greedy_select(tokens, segments, budgets, **arguments)
+    left = total - len(indices)
+    return pad(indices, (0, left), value=-1), pad(gain, (0, left), value=float("nan"))
+
+
+def rank(run: ModuleType, diversity: Tensor, alignment: Tensor, segments: Segments | Tensor) -> Tensor:
+    """`pareto_front` of checked input, on a backend; -1 past the last boundary."""
+    if not run.ON_HOST:
+        return run.pareto_front(diversity, alignment, segments)
+    if isinstance(segments, Tensor):
+        segments = Segments(tuple(segments.tolist()))
+    front = run.pareto_front(diversity[: segments.end], alignment[: segments.end], segments)
+    return pad(front, (0, len(diversity) - segments.end), value=-1)
 
 
 def _check_budgets(budgets: Tensor | Sequence[int], segments: Segments, total: int | None) -> list[int]:
@@ -288,6 +324,11 @@ def _check_budgets(budgets: Tensor | Sequence[int], segments: Segments, total: i
     return counts
 
 
+def no_seeds(tokens: Tensor, segments: int) -> tuple[Tensor, Segments]:
+    """Seeds and their boundaries where there are none."""
+    return torch.empty(0, dtype=torch.int64, device=tokens.device), Segments((0,) * (segments + 1))
+
+
 def _check_seeds(
     seeds: Tensor | Sequence[int] | None,
     cu_seeds: Boundaries | None,
@@ -301,7 +342,7 @@ def _check_seeds(
             raise InvalidInputError(
                 "cu_seeds", "no boundaries without seeds", "boundaries", "Pass seeds as well."
             )
-        return torch.empty(0, dtype=torch.int64, device=tokens.device), Segments((0,) * (len(segments) + 1))
+        return no_seeds(tokens, len(segments))
     if not isinstance(seeds, Tensor):
         seeds = torch.tensor(
             parse_integers("seeds", seeds, "row numbers"), dtype=torch.int64, device=tokens.device
@@ -394,7 +435,7 @@ def pareto_front(
             )
     run = choose_backend(backend, diversity)
     with exact(diversity):
-        return run.pareto_front(diversity, alignment, segments)
+        return rank(run, diversity, alignment, segments)
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor, *, backend: str = "auto") -> Tensor:

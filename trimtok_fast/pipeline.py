@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.profiler import record_function
 
-from trimtok_fast.budgets import BudgetPlan, check_plan, plan_of
+from trimtok_fast.budgets import BudgetPlan, check_plan, kept_of, plan_of, pools_at_most
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError
-from trimtok_fast.ops import (
-    choose_backend,
-    exact,
-    gather_tokens,
-    greedy_select,
-    pareto_front,
-    token_statistics,
-)
-from trimtok_fast.segments import Boundaries, Segments, cumulative, parse_images
+from trimtok_fast.ops import choose_backend, exact, gather_tokens, no_seeds, rank, select
+from trimtok_fast.segments import Boundaries, Segments, cumulative, integers_on, parse_images
 from trimtok_fast.statistics import TokenStatistics
 from trimtok_fast.validation import check_text, check_tokens
 
@@ -116,51 +111,60 @@ def prune(
     tokens = check_tokens(tokens)
     images, samples = parse_images(cu_tokens, cu_images, len(tokens))
     config = check_config(config)
-    check_text(text, cu_text, tokens, samples)
-    choose_backend(backend, tokens)
+    words, cu_words = check_text(text, cu_text, tokens, samples)
+    run = choose_backend(backend, tokens)
     if plan is not None:
         check_plan(plan, images, samples, config, tokens.device)
 
     with exact(tokens):
         with record_function("trimtok::statistics"):
-            statistics = token_statistics(
-                tokens,
-                images.offsets,
-                samples.offsets,
-                text=text,
-                cu_text=cu_text,
-                center=config.center,
-                backend=backend,
-            )
+            statistics = run.token_statistics(tokens, images, samples, words, cu_words, center=config.center)
             if config.check_finite:
                 _check_finite(statistics.inverse_norm, text)
         with record_function("trimtok::budgets"):
-            plan = plan_of(statistics, images, samples, config) if plan is None else plan
+            if plan is None:
+                plan = plan_of(statistics, images, samples, config)
+                kept = kept_of(images, samples, config)
+                pooled = pools_at_most(kept, samples.of(images).lengths, config)
+            else:
+                kept, pooled = plan.keep.tolist(), plan.pool.tolist()
         with record_function("trimtok::stage1"):
-            survivors, anchors, cu_anchors = _stage_1(
-                tokens, images, samples, statistics, plan, config, backend
-            )
+            survivors, anchors, cu_anchors = _stage_1(run, tokens, images, samples, statistics, plan, config)
         with record_function("trimtok::stage2"):
             order, distance = _stage_2(
-                tokens, survivors, anchors, cu_anchors, statistics, plan, config, backend
+                run,
+                tokens,
+                samples.of(images),
+                survivors,
+                anchors,
+                cu_anchors,
+                statistics,
+                plan,
+                pooled,
+                config,
             )
         with record_function("trimtok::pareto"):
-            kept, front = _select(order, distance, anchors, statistics.alignment, plan, backend)
+            places, front = _select(
+                run, order, distance, cu_anchors, statistics.alignment, cu_words, plan.pool, cumulative(kept)
+            )
 
-    stage = torch.zeros(len(tokens), dtype=torch.int8, device=tokens.device)
-    stage[survivors], stage[order], stage[order[kept]] = STAGE_2, PARETO, KEPT
-    kept = kept[order[kept].argsort()]
-    indices = order[kept]
+    indices, by_row = order[places].sort()
+    places = places[by_row]
+    # One place more than there are tokens: there goes what the buffers' unused ends say.
+    stage = torch.zeros(len(tokens) + 1, dtype=torch.int8, device=tokens.device)
+    stage.scatter_(0, survivors, STAGE_2)
+    stage.scatter_(0, order.masked_fill(order < 0, len(tokens)), PARETO)
+    stage.scatter_(0, indices, KEPT)
     alignment = statistics.alignment
     return PruneResult(
         indices=indices,
         cu_tokens=torch.searchsorted(indices, images.tensor(tokens.device)),
         statistics=statistics,
         plan=plan,
-        distance=distance[kept],
+        distance=distance[places],
         alignment=None if alignment is None else alignment[indices],
-        front=None if alignment is None else front[kept],
-        stage=stage,
+        front=None if alignment is None else front[places],
+        stage=stage[:-1],
     )
 
 
@@ -185,107 +189,143 @@ def _check_finite(inverse_norm: Tensor, text: Tensor | None) -> None:
             )
 
 
+# What each stage hands on lies in a buffer whose size the host knows. How much of it is used only the device
+# knows, and nothing below reads that back: on a GPU the stages follow each other without waiting.
+
+
 def _stage_1(
+    run: ModuleType,
     tokens: Tensor,
     images: Segments,
     samples: Segments,
     statistics: TokenStatistics,
     plan: BudgetPlan,
     config: PruneConfig,
-    backend: str,
 ) -> tuple[Tensor, Tensor, Segments]:
-    """The most representative tokens of each image: survivors, ascending; anchors; the anchors' samples."""
-    origin = statistics.origin
-    picks, _ = greedy_select(
+    """The most representative tokens of each image.
+
+    Returns:
+        The survivors [M], ascending, M beyond the last; the anchors; the anchors' samples.
+    """
+    device = tokens.device
+    seeds, cu_seeds = no_seeds(tokens, len(images))
+    picks, _ = select(
+        run,
         tokens,
-        images.offsets,
+        images,
         plan.image_budgets,
+        at_most=images.lengths,
+        total=len(tokens),
         objective=config.image_objective,
-        origin=None if origin is None else origin[samples.owner(tokens.device)],
+        seeds=seeds,
+        cu_seeds=cu_seeds,
+        origin=None if statistics.origin is None else statistics.origin[samples.owner(device)],
         inverse_norm=statistics.inverse_norm,
+        rows=None,
         candidates=config.candidates,
         workspace_bytes=config.workspace_bytes,
-        backend=backend,
     )
-    floors = [min(config.min_tokens_per_image, length) for length in images.lengths]
-    start = (plan.image_budgets.cumsum(0) - plan.image_budgets).repeat_interleave(plan.image_budgets)
-    position = torch.arange(len(picks), device=picks.device) - start
-    anchors = picks[position < config.min_tokens_per_image]
-    return picks.sort().values, anchors, cumulative([sum(floors[span]) for span in samples])
+    floors = cumulative([min(config.min_tokens_per_image, length) for length in images.lengths])
+    first_pick = plan.image_budgets.cumsum(0) - plan.image_budgets
+    anchors = picks[_places(first_pick, floors)]
+    survivors = picks.masked_fill(picks < 0, len(tokens)).sort().values
+    return survivors, anchors, samples.of(floors)
 
 
 def _stage_2(
+    run: ModuleType,
     tokens: Tensor,
+    samples: Segments,
     survivors: Tensor,
     anchors: Tensor,
     cu_anchors: Segments,
     statistics: TokenStatistics,
     plan: BudgetPlan,
+    pooled: list[int],
     config: PruneConfig,
-    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The candidate pool across images: rows in the order in which they went in, and δ."""
-    order, distance = greedy_select(
+    """The candidate pool across images.
+
+    Returns:
+        Rows in the order in which they went in, -1 beyond the last, and δ; both [Σ pooled].
+    """
+    order, distance = select(
+        run,
         tokens,
-        torch.cat([plan.survivors.new_zeros(1), plan.survivors.cumsum(0)]),
+        pad(plan.survivors.cumsum(0), (1, 0)),
         plan.pool,
+        at_most=samples.lengths,
+        total=sum(pooled),
         objective=config.pool_objective,
         seeds=anchors,
-        cu_seeds=cu_anchors.offsets,
+        cu_seeds=cu_anchors,
         origin=statistics.origin,
         inverse_norm=statistics.inverse_norm,
         rows=survivors,
         candidates=config.candidates,
         workspace_bytes=config.workspace_bytes,
-        backend=backend,
     )
-    sample = torch.arange(len(plan.pool), device=order.device).repeat_interleave(plan.pool)
-    largest = torch.zeros(len(plan.pool), dtype=distance.dtype, device=order.device).scatter_reduce(
-        0, sample, distance.masked_fill(distance.isinf(), 0), "amax"
-    )
+    sample = _owner(pad(plan.pool.cumsum(0), (1, 0)), len(order)).clamp(max=len(plan.pool) - 1)
+    finite = distance.masked_fill(~distance.isfinite(), 0)
+    largest = finite.new_zeros(len(plan.pool)).scatter_reduce(0, sample, finite, "amax")
     return order, torch.where(distance.isinf(), largest[sample], distance)
 
 
 def _select(
-    order: Tensor, distance: Tensor, anchors: Tensor, alignment: Tensor | None, plan: BudgetPlan, backend: str
+    run: ModuleType,
+    order: Tensor,
+    distance: Tensor,
+    cu_anchors: Segments,
+    alignment: Tensor | None,
+    cu_text: Segments | None,
+    pool: Tensor,
+    kept: Segments,
 ) -> tuple[Tensor, Tensor]:
-    """Positions in `order` of the tokens that stay, B of each sample; every position's front (or -1)."""
-    count = len(plan.pool)
-    sample = torch.arange(count, device=order.device).repeat_interleave(plan.pool)
-    position = torch.arange(len(order), device=order.device)
-    front = torch.full_like(order, -1)
+    """Places in `order` of the tokens that stay, sample by sample; and the front (or -1) at every place."""
+    device, total = order.device, len(order)
+    cu_pool = pad(pool.cumsum(0), (1, 0))
+    place = torch.arange(total, device=device)
+    front, score = torch.full_like(order, -1), place.double()
+    if alignment is not None and cu_text is not None:
+        # Ranked are the pools behind their anchors, of samples with text.
+        behind = integers_on(device, cu_anchors.lengths)
+        has_text = integers_on(device, tuple(int(length > 0) for length in cu_text.lengths))
+        cu_ranked = pad(((pool - behind) * has_text).cumsum(0), (1, 0))
+        number = torch.arange(total - cu_anchors.end, device=device)
+        used = number < cu_ranked[-1:]
+        sample = _owner(cu_ranked, len(number)).clamp(max=len(pool) - 1)
+        at = torch.where(used, (cu_pool[:-1] + behind - cu_ranked[:-1])[sample] + number, 0)
+        delta = torch.where(used, distance[at], 0)
+        cosine = torch.where(used, alignment[order[at].clamp(min=0)], 0)
+        ranks = rank(run, delta, cosine, cu_ranked)
+        group = torch.where(used, cu_ranked[sample] + ranks, len(number))
+        sums = _normalised(delta, group) + _normalised(cosine, group)
+        at = torch.where(used, at, total)
+        front = pad(front, (0, 1)).scatter(0, at, ranks)[:-1]
+        score = pad(score, (0, 1)).scatter(0, at, -sums)[:-1]
     # Smaller goes first. Anchors lead everywhere; without text the order of the pool decides.
-    keys = [order, position.double(), front]
-    if alignment is not None:
-        ranked = (~alignment[order].isnan() & ~torch.isin(order, anchors)).nonzero().squeeze(1)
-        sizes = torch.zeros(count, dtype=torch.int64, device=order.device).index_add(
-            0, sample[ranked], torch.ones_like(ranked)
-        )
-        front[ranked] = pareto_front(
-            distance[ranked],
-            alignment[order[ranked]],
-            torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
-            backend=backend,
-        )
-        group = sample[ranked] * len(order) + front[ranked]
-        keys[1][ranked] = -(
-            _normalised(distance[ranked], group) + _normalised(alignment[order[ranked]], group)
-        )
-    rank = position
-    for key in (*keys, sample):
-        rank = rank[key[rank].argsort(stable=True)]
-    start = (plan.pool.cumsum(0) - plan.pool)[sample]
-    return rank[position - start < plan.keep[sample]], front
+    ranking = place
+    for key in (order, score, front, _owner(cu_pool, total)):
+        ranking = ranking[key[ranking].argsort(stable=True)]
+    return ranking[_places(cu_pool[:-1], kept)], front
+
+
+def _owner(boundaries: Tensor, length: int) -> Tensor:
+    """The stretch that each place of a buffer is in; past the last boundary, the number of stretches."""
+    return torch.searchsorted(
+        boundaries[1:].contiguous(), torch.arange(length, device=boundaries.device), right=True
+    )
+
+
+def _places(starts: Tensor, counts: Segments) -> Tensor:
+    """The first few places of each stretch, one stretch after the other."""
+    number = torch.arange(counts.end, device=starts.device)
+    return (starts - counts.tensor(starts.device)[:-1])[counts.owner(starts.device)] + number
 
 
 def _normalised(value: Tensor, group: Tensor) -> Tensor:
-    """Min–max over each group, in fp64; 0 where the group is constant."""
-    groups, inverse = group.unique(return_inverse=True)
-    low = value.new_zeros(len(groups), dtype=torch.float64).scatter_reduce(
-        0, inverse, value.double(), "amin", include_self=False
-    )
-    high = torch.zeros_like(low).scatter_reduce(0, inverse, value.double(), "amax", include_self=False)
-    spread = (high - low)[inverse]
-    return torch.where(
-        spread > 0, (value.double() - low[inverse]) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0
-    )
+    """Min–max over each group, in fp64; 0 where the group is constant. Groups are numbered up to [N]."""
+    value = value.double()
+    low = value.new_zeros(len(value) + 1).scatter_reduce(0, group, value, "amin", include_self=False)[group]
+    high = value.new_zeros(len(value) + 1).scatter_reduce(0, group, value, "amax", include_self=False)[group]
+    return torch.where(high > low, (value - low) / (high - low).clamp(min=torch.finfo(value.dtype).tiny), 0.0)

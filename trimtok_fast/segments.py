@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,13 +49,24 @@ class Segments:
         return Segments(tuple(inner.offsets[offset] for offset in self.offsets))
 
     def tensor(self, device: torch.device) -> Tensor:
-        """The boundaries, int64 [g + 1]."""
-        return torch.tensor(self.offsets, dtype=torch.int64, device=device)
+        """The boundaries, int64 [g + 1]; not to be written to."""
+        return integers_on(device, self.offsets)
 
     def owner(self, device: torch.device) -> Tensor:
         """The segment that each row belongs to, int64 [rows]."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64, device=device)
-        return torch.repeat_interleave(lengths, output_size=self.end)
+        return torch.repeat_interleave(integers_on(device, self.lengths), output_size=self.end)
+
+
+@functools.lru_cache(maxsize=256)
+def integers_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
+    """Numbers of the host as an int64 tensor on a device; not to be written to.
+
+    Neither waits for the device: the copy starts from pinned memory, and the next call with the same numbers
+    copies nothing, so that it can be captured in a CUDA graph.
+    """
+    with torch.inference_mode(False):
+        numbers = torch.tensor(values, dtype=torch.int64)
+        return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def cumulative(counts: Sequence[int]) -> Segments:

@@ -25,12 +25,10 @@ def compute_dtype(tokens: Tensor) -> torch.dtype:
     return torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
 
-def inverse_norms(block: Tensor, origin: Tensor | None = None) -> Tensor:
-    """1 / ‖x − origin‖ by row, 0 without a direction, NaN if not finite; the block becomes x − origin."""
-    norm = torch.linalg.vector_norm(block, dim=1)
-    centered = norm if origin is None else torch.linalg.vector_norm(block.sub_(origin), dim=1)
-    nothing = (norm < constants.ZERO_NORM) | (centered <= constants.ZERO_SHARE * norm)
-    inverse = centered.reciprocal().masked_fill_(nothing, 0)
+def inverse_of(norm: Tensor, about: Tensor) -> Tensor:
+    """1 / ‖x − origin‖, given ‖x‖ and ‖x − origin‖; 0 without a direction, NaN where x is not finite."""
+    nothing = (norm < constants.ZERO_NORM) | (about <= constants.ZERO_SHARE * norm)
+    inverse = about.reciprocal().masked_fill_(nothing, 0)
     return inverse.masked_fill_(~(norm <= constants.LARGEST_NORM), float("nan"))
 
 
@@ -50,19 +48,21 @@ class Directions:
         self.dtype = compute_dtype(tokens)
         self.origin = None if origin is None else origin.to(self.dtype)
         self.nbytes = len(rows) * tokens.shape[1] * self.dtype.itemsize
-        self.stored: Tensor | None = None
+        fits = self.nbytes <= workspace_bytes
+        self.stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype) if fits else None
         if inverse_norm is None:
-            parts = [inverse_norms(self._load(part), self.origin) for part in self.parts()]
-            self.inverse_norm = torch.cat(parts) if parts else tokens.new_empty(0, dtype=self.dtype)
+            self.inverse_norm = tokens.new_empty(len(rows), dtype=self.dtype)
         else:
             self.inverse_norm = inverse_norm.index_select(0, rows).to(self.dtype)
-        self.unusable = self.inverse_norm.isnan()
-        self.any_unusable = bool(self.unusable.any())
-        if self.nbytes <= workspace_bytes:
-            stored = tokens.new_empty(len(rows), tokens.shape[1], dtype=self.dtype)
-            for part in self.parts():
-                stored[part] = self._make(part)
-            self.stored = stored
+        for part in self.parts() if fits or inverse_norm is None else ():
+            block = self._load(part, None if self.stored is None else self.stored[part])
+            norm = torch.linalg.vector_norm(block, dim=1) if inverse_norm is None else None
+            self._center(block)
+            if norm is not None:
+                about = norm if origin is None else torch.linalg.vector_norm(block, dim=1)
+                self.inverse_norm[part] = inverse_of(norm, about)
+            if fits:
+                self._scale(block, self.inverse_norm[part])
         self.present = to_host(self.inverse_norm > 0)
 
     def __len__(self) -> int:
@@ -79,15 +79,24 @@ class Directions:
         return (slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
     def _make(self, index: Tensor | slice) -> Tensor:
-        block = self._load(index)
-        if self.origin is not None:
-            block.sub_(self.origin)
-        block.mul_(self.inverse_norm[index, None])
-        # what is not a number would spread to every token: it counts as a zero token
-        return block.masked_fill_(self.unusable[index, None], 0) if self.any_unusable else block
+        return self._scale(self._center(self._load(index)), self.inverse_norm[index])
 
-    def _load(self, index: Tensor | slice) -> Tensor:
-        return self.tokens.index_select(0, self.rows[index]).to(self.dtype)
+    def _load(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
+        rows = self.rows[index]
+        if out is None:
+            return self.tokens.index_select(0, rows).to(self.dtype)
+        if self.tokens.dtype == self.dtype:
+            return torch.index_select(self.tokens, 0, rows, out=out)
+        return out.copy_(self.tokens.index_select(0, rows))
+
+    def _center(self, block: Tensor) -> Tensor:
+        return block if self.origin is None else block.sub_(self.origin)
+
+    def _scale(self, block: Tensor, inverse_norm: Tensor) -> Tensor:
+        block.mul_(inverse_norm[:, None])
+        # what is not a number would spread to every token: it counts as a zero token
+        unusable = inverse_norm.isnan()
+        return block.masked_fill_(unusable[:, None], 0) if bool(unusable.any()) else block
 
 
 class Similarities:

@@ -179,8 +179,10 @@ def max_min(
     value[picks] = -1
     # A large segment gets more candidates: fewer rounds, each with larger products, which a CPU likes.
     candidates = max(candidates, len(value) // 32)
+    # Where half of the segment would be in the working set, all of it may as well: no rows to copy out.
+    size = WORKING_SET * candidates if 2 * WORKING_SET * candidates < len(value) else len(value)
     while len(picks) < budget:
-        working, outside = _largest(value, WORKING_SET * candidates)
+        working, outside = _largest(value, size)
         if len(working) == len(value):
             refresh(slice(0, len(value)), directions[slice(0, len(value))])
         else:  # those that lack the most picks together

@@ -12,6 +12,8 @@ from trimtok_fast import statistics as constants
 from trimtok_fast.segments import Segments
 from trimtok_fast.statistics import TokenStatistics
 
+#: Boundaries and budgets are taken on the host.
+ON_HOST = True
 #: Coverage gains are compared in units of this, so that ties which are exact in the maths are exact here.
 GAIN_UNIT = 2.0**-36
 

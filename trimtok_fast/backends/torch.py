@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
-from trimtok_fast.backends.directions import BLOCK_ROWS, Directions, compute_dtype, inverse_norms, to_host
+from trimtok_fast.backends.directions import BLOCK_ROWS, Directions, compute_dtype, inverse_of, to_host
 from trimtok_fast.backends.greedy import coverage, max_mean, max_min
 from trimtok_fast.segments import Segments
 from trimtok_fast.statistics import TokenStatistics
+
+#: Boundaries and budgets are taken on the host.
+ON_HOST = True
 
 
 def token_statistics(
@@ -32,12 +35,11 @@ def token_statistics(
 ) -> TokenStatistics:
     """METHOD §1 in one pass over the tokens, two with `center="sample"`; d-sized sums, no matrix."""
     dtype = compute_dtype(tokens)
-    count, width = tokens.shape
-    inverse_norm = tokens.new_empty(count, dtype=dtype)
-    alignment = None if text is None else tokens.new_full((count,), float("nan"), dtype=dtype)
-    direction_sum = tokens.new_zeros(len(images), width, dtype=torch.float64)
-    nonzero = tokens.new_zeros(len(images), dtype=torch.int64)
-    origin = tokens.new_empty(len(samples), width, dtype=dtype) if center == "sample" else None
+    norm = tokens.new_empty(len(tokens), dtype=dtype)
+    origin = tokens.new_empty(len(samples), tokens.shape[1], dtype=dtype) if center == "sample" else None
+    about = norm if origin is None else torch.empty_like(norm)  # ‖x − origin‖
+    dot = None if text is None else torch.full_like(norm, float("nan"))
+    direction_sum = tokens.new_empty(len(images), tokens.shape[1], dtype=torch.float64)
     buffer = _block_buffer(tokens)
 
     for sample, span in enumerate(samples):
@@ -45,38 +47,42 @@ def token_statistics(
         if text is not None and cu_text is not None and cu_text.lengths[sample] > 0:
             mean_text = _mean_direction(text, cu_text[sample], dtype)
         own = [images[k] for k in range(span.start, span.stop)]
-        total, usable = tokens.new_zeros(width, dtype=torch.float64), 0
+        total, usable = tokens.new_zeros(tokens.shape[1], dtype=torch.float64), 0
         for image, segment in enumerate(own, start=span.start):
+            sums = []
             for part, block in _blocks(tokens, segment, buffer):
-                inverse_norm[part] = inverse_norms(block)
-                inverse, count = _only_usable(block, inverse_norm[part])
-                direction_sum[image] += block.T.mv(inverse)
-                nonzero[image] += (inverse > 0).sum()
-                if origin is not None:
-                    total += block.sum(0)
-                    usable += count
-                elif mean_text is not None and alignment is not None:
-                    alignment[part] = block.mv(mean_text) * inverse
+                weights, count = _weights(block, torch.linalg.vector_norm(block, dim=1, out=norm[part]))
+                sums.append(weights @ block)  # both sums for the price of one
+                usable += count
+                if origin is None and mean_text is not None and dot is not None:
+                    dot[part] = block.mv(mean_text)
+            direction_sum[image], rest = torch.stack(sums).sum(0, dtype=torch.float64)
+            total += rest
         if origin is None:
             continue
         origin[sample] = total / max(usable, 1)
         for segment in own:
             for part, block in _blocks(tokens, segment, buffer):
-                inverse_norm[part] = inverse_norms(block, origin[sample])
-                if mean_text is not None and alignment is not None:
-                    inverse, _ = _only_usable(block, inverse_norm[part])
-                    alignment[part] = block.mv(mean_text) * inverse
+                torch.linalg.vector_norm(block.sub_(origin[sample]), dim=1, out=about[part])
+                if mean_text is not None and dot is not None:
+                    dot[part] = block.mv(mean_text)
 
+    inverse_norm = inverse_of(norm, about)
+    has_direction = (norm >= constants.ZERO_NORM) & (norm <= constants.LARGEST_NORM)
+    nonzero = torch.stack([has_direction[image].sum() for image in images])
+    square = torch.stack([total.square().sum() for total in direction_sum])
     return TokenStatistics(
         origin=origin,
         inverse_norm=inverse_norm,
         direction_sum=direction_sum.to(dtype),
         nonzero=nonzero,
-        diversity=torch.stack(
-            [_mean_distance(total, present) for total, present in zip(direction_sum, nonzero, strict=True)]
+        diversity=_mean_distance(square, nonzero).to(dtype),
+        variation=torch.stack(
+            [_variation(direction_sum[span], square[span], nonzero[span]) for span in samples]
         ).to(dtype),
-        variation=torch.stack([_variation(direction_sum[span], nonzero[span]) for span in samples]).to(dtype),
-        alignment=alignment,
+        alignment=None
+        if dot is None or cu_text is None
+        else _alignment(dot, inverse_norm, samples.of(images), cu_text),
     )
 
 
@@ -91,38 +97,51 @@ def _blocks(tokens: Tensor, segment: slice, buffer: Tensor) -> Iterator[tuple[sl
         yield part, buffer[: part.stop - part.start].copy_(tokens[part])
 
 
-def _only_usable(block: Tensor, inverse: Tensor) -> tuple[Tensor, int]:
-    """Make zero tokens of those that are not finite: their inverse norms, and how many rows are usable."""
-    unusable = inverse.isnan()
-    number = int(unusable.sum())
-    if number:
-        block[unusable] = 0
-        inverse = inverse.masked_fill(unusable, 0)
-    return inverse, len(block) - number
+def _weights(block: Tensor, norm: Tensor) -> tuple[Tensor, int]:
+    """Rows of weights [2, k] that sum the directions and the tokens; and the number of usable tokens.
+
+    Tokens that are not finite are made zero tokens, in the block too: a weight of 0 would not stop them.
+    """
+    low, high = norm.aminmax()
+    if low >= constants.ZERO_NORM and high <= constants.LARGEST_NORM:  # no NaN passes
+        return torch.stack([norm.reciprocal(), torch.ones_like(norm)]), len(block)
+    usable = norm <= constants.LARGEST_NORM
+    block[~usable] = 0
+    return torch.stack([inverse_of(norm, norm).nan_to_num(nan=0), usable.to(norm.dtype)]), int(usable.sum())
 
 
 def _mean_direction(text: Tensor, segment: slice, dtype: torch.dtype) -> Tensor:
     total = text.new_zeros(text.shape[1], dtype=torch.float64)
     for _, block in _blocks(text, segment, _block_buffer(text)):
-        inverse, _ = _only_usable(block, inverse_norms(block))
-        total += block.T.mv(inverse)
+        weights, _ = _weights(block, torch.linalg.vector_norm(block, dim=1))
+        total += weights[0] @ block
     return (total / (segment.stop - segment.start)).to(dtype)
 
 
-def _mean_distance(direction_sum: Tensor, count: Tensor) -> Tensor:
-    """Mean of 1 − u_i · u_j over the pairs i ≠ j of `count` unit vectors, from their sum alone."""
+def _alignment(dot: Tensor, inverse_norm: Tensor, samples: Segments, cu_text: Segments) -> Tensor:
+    """Cosines to the text; 0 where a token has no direction, NaN where a sample has no text."""
+    alignment = torch.where(inverse_norm > 0, dot * inverse_norm, 0.0)
+    for tokens, words in zip(samples, cu_text.lengths, strict=True):
+        if words == 0:
+            alignment[tokens] = float("nan")
+    return alignment
+
+
+def _mean_distance(square: Tensor, count: Tensor) -> Tensor:
+    """Mean of 1 − u_i · u_j over the pairs i ≠ j of `count` unit vectors, from ‖their sum‖² alone."""
     pairs = count * (count - 1)
-    mean = 1 - (direction_sum.square().sum() - count) / pairs.clamp(min=1)
+    mean = 1 - (square - count) / pairs.clamp(min=1)
     return torch.where((pairs > 0) & (mean >= constants.ZERO_DIVERSITY), mean.clamp(max=2), 0.0)
 
 
-def _variation(direction_sum: Tensor, nonzero: Tensor) -> Tensor:
+def _variation(direction_sum: Tensor, square: Tensor, nonzero: Tensor) -> Tensor:
     """D_inter of one sample; NaN with fewer than two images that have a direction."""
-    length = torch.stack([torch.linalg.vector_norm(total) for total in direction_sum])
+    length = square.sqrt()
     directed = length > constants.ZERO_SUM * nonzero
     inverse = torch.where(directed, length.reciprocal(), 0.0)
     count = directed.sum()
-    return torch.where(count > 1, _mean_distance(inverse @ direction_sum, count), float("nan"))
+    total = (inverse @ direction_sum).square().sum()
+    return torch.where(count > 1, _mean_distance(total, count), float("nan"))
 
 
 def greedy_select(

@@ -12,13 +12,17 @@ import torch
 import triton
 from torch import Tensor
 
+from trimtok_fast.backends.triton_greedy import form_of, largest_stored
+from trimtok_fast.backends.triton_greedy import greedy_select as select_stored
+from trimtok_fast.backends.triton_rounds import select_in_rounds
 from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
 from trimtok_fast.kernels.pareto import pareto_launch
 from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launch
-from trimtok_fast.segments import Segments
+from trimtok_fast.segments import Segments, integers_on
 from trimtok_fast.statistics import TokenStatistics
 
 #: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
+ON_HOST = False
 INTERPRETED = not isinstance(_gather_kernel, triton.JITFunction)
 
 __all__ = ["INTERPRETED", "MAX_WIDTH", "gather_tokens", "pareto_front", "token_statistics"]
@@ -41,13 +45,9 @@ def token_statistics(
     if cu_text is not None:
         text_chunks, cu_text_chunks = _chunks(cu_text, np.arange(len(samples)))
     all_chunks = np.concatenate([text_chunks, chunks])
-    tables = {
-        "chunks": all_chunks,
-        "cu_chunks": cu_chunks + len(text_chunks),
-        "cu_images": np.array(samples.offsets),
-        "cu_text": None if cu_text is None else np.array(cu_text.offsets),
-        "cu_text_chunks": cu_text_chunks,
-    }
+
+    def on_device(table: np.ndarray) -> Tensor:
+        return integers_on(tokens.device, tuple(table.ravel().tolist())).view(table.shape)
 
     def floats(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.float32)
@@ -69,7 +69,11 @@ def token_statistics(
             **vars(out),
             tokens=tokens,
             text=text,
-            **_upload(tables, tokens.device),
+            chunks=on_device(all_chunks),
+            cu_chunks=on_device(cu_chunks + len(text_chunks)),
+            cu_images=samples.tensor(tokens.device),
+            cu_text=None if cu_text is None else cu_text.tensor(tokens.device),
+            cu_text_chunks=None if cu_text_chunks is None else on_device(cu_text_chunks),
             text_chunks=len(text_chunks),
             direction=floats(len(all_chunks), d),
             total=floats(len(all_chunks), d) if centred else None,
@@ -91,20 +95,51 @@ def _chunks(segments: Segments, sample: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.stack([first, end, sample[owner]], axis=1), cu_chunks
 
 
-def _upload(tables: dict[str, np.ndarray | None], device: torch.device) -> dict[str, Any]:
-    """Integer tables as tensors on the device, in one copy that the host does not wait for."""
-    given = {name: table for name, table in tables.items() if table is not None}
-    # Each starts on 16 bytes: pointers of another alignment would be compiled for anew.
-    starts = np.cumsum([0, *(table.size + table.size % 2 for table in given.values())])
-    host = torch.zeros(int(starts[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
-    for start, table in zip(starts.tolist(), given.values(), strict=False):
-        host[start : start + table.size] = torch.from_numpy(table.reshape(-1))
-    packed = host.to(device, non_blocking=True)
-    views = {
-        name: packed[start : start + table.size].view(table.shape)
-        for start, (name, table) in zip(starts.tolist(), given.items(), strict=False)
+def greedy_select(
+    tokens: Tensor,
+    segments: Segments | Tensor,
+    budgets: list[int] | Tensor,
+    *,
+    at_most: tuple[int, ...],
+    total: int,
+    objective: str,
+    seeds: Tensor,
+    cu_seeds: Segments,
+    origin: Tensor | None,
+    inverse_norm: Tensor | None,
+    rows: Tensor | None,
+    candidates: int,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """Every segment's greedy, many at a time: over stored similarities where they fit, else in rounds."""
+    exact = isinstance(segments, Segments)
+    cu_segments = segments if isinstance(segments, Tensor) else segments.tensor(tokens.device)
+    if not isinstance(budgets, Tensor):
+        budgets = integers_on(tokens.device, tuple(budgets))
+    shared = {
+        "total": total,
+        "seeds": seeds,
+        "cu_seeds": cu_seeds.tensor(tokens.device),
+        "origin": origin,
+        "inverse_norm": inverse_norm,
+        "rows": rows,
+        "candidates": candidates,
     }
-    return {name: views.get(name) for name in tables}
+    bound = max(at_most)
+    form = form_of(tokens, objective)
+    with torch.cuda.device_of(tokens):
+        if objective == "max_min" and largest_stored(form, bound, workspace_bytes) < bound:
+            return select_in_rounds(tokens, cu_segments, budgets, bound=bound, **shared)
+        return select_stored(
+            tokens,
+            cu_segments,
+            budgets,
+            bound=bound,
+            lengths=at_most if exact else None,
+            objective=objective,
+            workspace_bytes=workspace_bytes,
+            **shared,
+        )
 
 
 def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments | Tensor) -> Tensor:

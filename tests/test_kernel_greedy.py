@@ -1,0 +1,358 @@
+"""Greedy selection by the kernels: in the interpreter, and as compiled for a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.workloads import DTYPES, KINDS, make_tokens
+from tests import test_greedy
+from tests.kernel_tools import Recorder
+from tests.test_greedy import check_selection
+from trimtok_fast import ops
+from trimtok_fast.backends import triton_greedy as backend
+from trimtok_fast.certificate import certify
+from trimtok_fast.config import OBJECTIVES
+from trimtok_fast.kernels import directions, greedy, similarity
+
+KERNELS = (
+    (directions, "_directions_kernel"),
+    (similarity, "_similarity_kernel"),
+    (greedy, "_greedy_kernel"),
+)
+#: One class for all sizes: how segments of up to 256 tokens are done, and the other ways to do them.
+FORMS = {
+    "fused": greedy.SIZE_CLASSES[0]._replace(largest=None),
+    "staged": greedy.SIZE_CLASSES[0]._replace(largest=None, fused=False),
+    "streamed": greedy.SIZE_CLASSES[-1]._replace(block_n=64),
+    "fused and streamed": greedy.SIZE_CLASSES[-1]._replace(block_n=64, fused=True),
+}
+
+
+def select(
+    tokens, cu_segments, budgets, objective="coverage", seeds=(), cu_seeds=None, known=True, **options
+):
+    """`greedy_select` of the kernels, from sequences."""
+    lengths = tuple(end - start for start, end in itertools.pairwise(cu_segments))
+    seeds = torch.tensor(seeds, dtype=torch.int64)
+    arguments = dict(
+        lengths=lengths if known else None,
+        bound=max(lengths),
+        total=sum(budgets),
+        seeds=seeds,
+        cu_seeds=torch.tensor([0] * len(budgets) + [len(seeds)] if cu_seeds is None else cu_seeds),
+        origin=None,
+        inverse_norm=None,
+        rows=None,
+        candidates=8,
+        workspace_bytes=2**25,
+    )
+    return backend.greedy_select(
+        tokens,
+        torch.tensor(cu_segments),
+        torch.tensor(budgets),
+        objective=objective,
+        **{**arguments, **options},
+    )
+
+
+def from_op(tokens, segments, budgets, *, seeds, cu_seeds, **options):
+    """What the op hands to its backend, for the kernels."""
+    return select(
+        tokens,
+        segments.offsets,
+        budgets,
+        seeds=seeds.tolist(),
+        cu_seeds=cu_seeds.offsets,
+        **{**options, "workspace_bytes": min(options["workspace_bytes"], 2**25)},
+    )
+
+
+@pytest.fixture(autouse=True)
+def kernels_behind_the_op(monkeypatch):
+    choose = ops.choose_backend
+    kernels = SimpleNamespace(greedy_select=from_op)
+    monkeypatch.setattr(
+        ops, "choose_backend", lambda name, tokens: kernels if name == "triton" else choose(name, tokens)
+    )
+
+
+def same(one, other):
+    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("count", "width"), [(1, 1), (2, 3), (7, 5), (31, 16), (64, 33), (127, 64), (129, 8)]
+)
+def test_the_textbooks_picks_at_every_shape(count, width, objective, dtype):
+    tokens = make_tokens("noise", count, width, dtype=dtype)
+    for budget in sorted({1, max(1, count // 5), count}):
+        check_selection(tokens, [0, count], [budget], objective, backend="triton")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("count", "budget"), [(255, 20), (256, 20), (257, 20), (1021, 12), (1025, 12)])
+def test_the_textbooks_picks_at_the_borders_of_the_classes(count, budget, objective):
+    tokens = make_tokens("photo-like", count, 24)
+    check_selection(tokens, [0, count], [budget], objective, backend="triton")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("offset", [0, 100], ids=["centred", "mean 100 x the spread"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_textbooks_picks_on_structured_tokens(kind, offset, objective):
+    tokens = make_tokens(kind, 300, 48, offset=offset)
+    origin = tokens.double().mean(0, keepdim=True).float()
+    check_selection(tokens, [0, 300], [60], objective, origin=origin, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_ragged_segments_rows_and_seeds_together(objective, dtype):
+    tokens = make_tokens("clusters", 500, 24, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randperm(500, generator=generator)[:430]
+    offsets, budgets = [0, 0, 100, 101, 430], [0, 30, 1, 60]
+    origin = torch.randn(4, 24, generator=generator) * 0.1
+    seeds = rows[[5, 50, 400, 102]]
+    for norms in (None, (1 / tokens.float().norm(dim=1)) if dtype == torch.float32 else None):
+        about = origin if norms is None else torch.zeros_like(origin)
+        check_selection(
+            tokens,
+            offsets,
+            budgets,
+            objective,
+            about,
+            rows,
+            seeds=seeds,
+            cu_seeds=[0, 0, 2, 2, 4],
+            backend="triton",
+            inverse_norm=norms,
+        )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "case", [name for name in vars(test_greedy.TestDegenerate) if name.startswith("test_")]
+)
+def test_degenerate(case, objective):
+    getattr(test_greedy.TestDegenerate(), case)(objective, "triton")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        test_greedy.test_max_min_by_hand,
+        test_greedy.test_max_mean_by_hand,
+        test_greedy.test_coverage_by_hand,
+        test_greedy.test_coverage_ties_that_involve_duplicates_are_exact,
+    ],
+    ids=lambda case: case.__name__,
+)
+def test_by_hand(case):
+    case("triton")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_order_of_rows_does_not_matter(objective):
+    test_greedy.test_the_order_of_rows_does_not_matter(objective, "triton")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e19], ids=str)
+def test_what_is_not_finite_counts_as_a_zero_token(bad, objective):
+    test_greedy.test_what_is_not_finite_counts_as_a_zero_token(bad, objective, "triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_all_forms_give_the_same_bits(objective, dtype, monkeypatch):
+    tokens = make_tokens("clusters", 330, 70, offset=0.5, dtype=dtype)
+    tokens[[3, 200]] = 0
+    tokens[40:50] = tokens[50:60]
+    origin = tokens.double().mean(0, keepdim=True).float().repeat(3, 1)
+    results = []
+    for form in FORMS.values():
+        monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
+        results.append(
+            select(
+                tokens,
+                [0, 65, 129, 330],
+                [30, 5, 40],
+                objective,
+                seeds=[3, 140],
+                cu_seeds=[0, 1, 1, 2],
+                origin=origin,
+            )
+        )
+    assert all(same(result, results[0]) for result in results)
+    for k, (low, high, start, end) in enumerate([(0, 65, 0, 30), (65, 129, 30, 35), (129, 330, 35, 75)]):
+        judge = dict(objective=objective, seeds=int(k != 1), origin=origin[k], rows=torch.arange(low, high))
+        assert certify(tokens, results[0][0][start:end], **judge).regret <= test_greedy.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_lengths_that_the_host_does_not_know_change_no_bit(objective):
+    tokens = make_tokens("clusters", 500, 40)
+    offsets, budgets = [0, 37, 300, 300, 301, 500], [9, 30, 0, 1, 20]
+    expected = select(tokens, offsets, budgets, objective)
+    assert same(select(tokens, offsets, budgets, objective, known=False), expected)
+    assert same(select(tokens, offsets, budgets, objective, known=False, bound=1100), expected)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_small_workspace_means_more_groups_and_the_same_bits(objective, monkeypatch):
+    tokens = make_tokens("clusters", 500, 40)
+    offsets, budgets = [0, 100, 200, 230, 500], [20, 20, 3, 30]
+    expected = select(tokens, offsets, budgets, objective)
+    recorder = Recorder(greedy._greedy_kernel, lambda kernel, grid, a, k: kernel[grid](*a, **k))
+    monkeypatch.setattr(greedy, "_greedy_kernel", recorder)
+    form = backend.form_of(tokens, objective)
+    for fitting, groups in ((270, 2), (500, 1)):
+        recorder.calls.clear()
+        size = backend.slot_bytes(fitting, form)
+        found = select(
+            tokens, offsets, budgets, objective, workspace_bytes=size * (1 if fitting < 500 else 4)
+        )
+        assert same(found, expected)
+        assert len({arguments[18] for _, arguments, _ in recorder.calls}) == groups
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_unused_rows_and_places_are_left_alone(objective):
+    tokens = make_tokens("noise", 90, 8)
+    rows = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    rows[70:] = -1
+    expected = select(tokens, [0, 30, 70], [10, 12], objective, rows=rows[:70])
+    found = select(tokens, [0, 30, 70], [10, 12], objective, rows=rows, total=25)
+    assert torch.equal(found[0][:22], expected[0]) and torch.equal(found[1][:22], expected[1])
+    assert (found[0][22:] == -1).all() and found[1][22:].isnan().all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nothing_is_written_outside_the_slots(objective, monkeypatch):
+    made, allocate = [], backend.allocate
+    fill = {torch.int16: -7777, torch.int32: -77777777, torch.int64: -77777777}
+
+    def guarded(tokens, slots, *arguments):
+        outer = allocate(tokens, slots + 2, *arguments)
+        for tensor in outer:
+            if tensor is not None:
+                tensor.fill_(fill.get(tensor.dtype, float("nan")))
+        made.append(outer)
+        return backend.Workspace(*(None if tensor is None else tensor[1:-1] for tensor in outer))
+
+    tokens = make_tokens("clusters", 400, 40)
+    for form in FORMS.values():
+        monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
+        monkeypatch.setattr(backend, "allocate", allocate)
+        expected = select(tokens, [0, 100, 229], [30, 40], objective)
+        monkeypatch.setattr(backend, "allocate", guarded)
+        assert same(select(tokens, [0, 100, 229], [30, 40], objective), expected)
+    for tensor in itertools.chain(*made):
+        for slot in () if tensor is None else (tensor[0], tensor[-1]):
+            assert (slot == fill[slot.dtype] if slot.dtype in fill else slot.isnan()).all()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known lengths", "unknown lengths"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_value_is_read_on_the_host(objective, known, monkeypatch):
+    class NoReads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function.__name__.split(".")[0] not in ("_local_scalar_dense", "nonzero", "is_nonzero")
+            return function(*args, **(kwargs or {}))
+
+    for module, name in KERNELS:
+        monkeypatch.setattr(module, name, Recorder(None))
+    tokens, rows = make_tokens("noise", 60, 8), torch.arange(60)
+    boundaries = torch.tensor([0, 20, 60])
+    with NoReads():
+        backend.greedy_select(
+            tokens,
+            boundaries,
+            torch.tensor([3, 4]),
+            lengths=(20, 40) if known else None,
+            bound=40,
+            total=9,
+            objective=objective,
+            seeds=torch.tensor([2]),
+            cu_seeds=torch.tensor([0, 1, 1]),
+            origin=None,
+            inverse_norm=None,
+            rows=rows,
+            candidates=8,
+            workspace_bytes=2**25,
+        )
+    assert any(getattr(module, name).calls for module, name in KERNELS)
+
+
+def on_the_simulator(reports, precision):
+    """Runs a launch as PTX, with checks for races and bounds."""
+    from tests.ptxsim import execute
+
+    def run(kernel, grid, arguments, options):
+        options = {**options, "INPUT_PRECISION": precision}
+        reports.append(execute(kernel, grid, *arguments, target="sm_80", **options))
+
+    return run
+
+
+def compiled(monkeypatch, dtype):
+    """From here on, launches execute the PTX of their kernels; the list gets their reports."""
+    reports = []
+    run = on_the_simulator(reports, "tf32x3" if dtype == torch.float32 else "ieee")
+    for module, name in KERNELS:
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), run))
+    return reports
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(objective, dtype, monkeypatch):
+    tokens = make_tokens("clusters", 160, 70, offset=0.5, dtype=dtype)
+    tokens[[3, 100]] = 0
+    tokens[90:95] = tokens[30:35]
+    origin = tokens.double().mean(0, keepdim=True).float().repeat(2, 1)
+    compiled(monkeypatch, dtype)
+    results = []
+    for name, form in FORMS.items():
+        monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
+        if name != "fused and streamed":
+            results.append(
+                select(
+                    tokens,
+                    [0, 67, 160],
+                    [9, 14],
+                    objective,
+                    seeds=[3, 70],
+                    cu_seeds=[0, 1, 2],
+                    origin=origin,
+                    rows=torch.arange(160).flip(0).roll(-93),
+                )
+            )
+    assert all(same(result, results[0]) for result in results)
+    for k, (low, high, start, end) in enumerate([(0, 67, 0, 9), (67, 160, 9, 23)]):
+        judge = dict(objective=objective, seeds=1, origin=origin[k], rows=torch.arange(low, high))
+        assert certify(tokens, results[0][0][start:end], **judge).regret <= test_greedy.TOLERANCE[dtype]
+
+
+def test_coverage_reads_the_rows_of_the_moved_tokens_and_no_more(monkeypatch):
+    tokens = make_tokens("photo-like", 192, 32)
+    reports = compiled(monkeypatch, torch.float32)
+    monkeypatch.setattr(greedy, "SIZE_CLASSES", (FORMS["staged"],))
+    picks, _ = select(tokens, [0, 192], [38])
+    cosines = torch.nn.functional.normalize(tokens.double())
+    cosines = (cosines @ cosines.T).clamp(min=0)
+    best, moved = torch.zeros(192).double(), 0
+    for pick in picks.tolist():
+        moved += int((cosines[pick] > best + 1e-6).sum())
+        best = best.maximum(cosines[pick])
+    entry = 4
+    rows = (moved + len(picks)) * 192 * entry
+    assert rows <= reports[-1].bytes["load"] <= 1.2 * rows + 192 * 64

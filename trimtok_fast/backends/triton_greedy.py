@@ -1,0 +1,259 @@
+"""Greedy selection by the Triton kernels: workspace, groups of segments, launches. Nothing is read back.
+
+Segments whose directions and similarities fit the workspace are done over stored similarities, as many at a
+time as fit. Which path a segment takes, and by which launches, depends on its own size alone: a batch gives
+every segment the bits that it gets alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from trimtok_fast.kernels import common, directions, greedy, similarity
+
+
+class Form(NamedTuple):
+    """What the similarities of some tokens are stored as for an objective."""
+
+    directions: torch.dtype
+    matrix: torch.dtype
+    #: What stands for 1 in column sums, and in coverage's matrix.
+    unit: float
+    #: Columns of a direction, in whole blocks.
+    width: int
+
+
+def form_of(tokens: Tensor, objective: str) -> Form:
+    """Whole numbers for coverage, so that gains are exact; as many digits as the tokens are worth."""
+    stored = directions.directions_dtype(tokens.dtype)
+    block_d = directions.launch_config(stored).block_d
+    width = triton.cdiv(tokens.shape[1], block_d) * block_d
+    if objective != "coverage":
+        return Form(stored, torch.float32, 2.0**22, width)
+    if stored == torch.float16:
+        return Form(stored, torch.int16, 2.0**14, width)
+    return Form(stored, torch.int32, 2.0**22, width)
+
+
+class Workspace(NamedTuple):
+    """Slots for the segments of a group, every one as large as the largest needs."""
+
+    directions: Tensor
+    scale: Tensor
+    matrix: Tensor
+    partial: Tensor
+    moved: Tensor | None
+    state: Tensor | None
+    best: Tensor | None
+
+
+def slot_rows_of(size: int, form: Form) -> int:
+    """Rows of the slot of a segment: whole tiles."""
+    block_m = directions.launch_config(form.directions).block_m
+    return triton.cdiv(size, block_m) * block_m
+
+
+def slot_bytes(size: int, form: Form) -> int:
+    """What a segment's slot takes."""
+    rows = slot_rows_of(size, form)
+    tiles = rows // directions.launch_config(form.directions).block_m
+    # scale 4 bytes, partial sums 4 a tile, the list of moved tokens 12, state 8, best 4
+    each = rows * form.matrix.itemsize + form.width * form.directions.itemsize + 4 * tiles + 28
+    return rows * each
+
+
+def largest_stored(form: Form, bound: int, workspace_bytes: int) -> int:
+    """The size of the largest segment, up to `bound`, whose slot fits the workspace; 0 if none does."""
+    low, high = 0, bound
+    while low < high:
+        middle = (low + high + 1) // 2
+        if slot_bytes(middle, form) <= workspace_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def groups(
+    lengths: tuple[int, ...], form: Form, stored: int, workspace_bytes: int
+) -> Iterator[tuple[int, int, int]]:
+    """Consecutive segments whose slots fit the workspace together: the first, the end, the largest size."""
+    first, largest = 0, 0
+    for index, length in enumerate(lengths):
+        if length > stored:
+            length = 0
+        wider = max(largest, length)
+        if wider and (index + 1 - first) * slot_bytes(wider, form) > workspace_bytes:
+            yield first, index, largest
+            first, wider = index, length
+        largest = wider
+    yield first, len(lengths), largest
+
+
+def allocate(tokens: Tensor, slots: int, size: int, form: Form, objective: str) -> Workspace:
+    """The workspace of one group."""
+    rows = slot_rows_of(size, form)
+    tiles = rows // directions.launch_config(form.directions).block_m
+    coverage, streamed = objective == "coverage", greedy.launch_config(size).streamed
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(slots, *shape, dtype=dtype, device=tokens.device)
+
+    return Workspace(
+        directions=empty(rows, form.width, dtype=form.directions),
+        scale=empty(rows, dtype=torch.float32),
+        matrix=empty(rows, rows, dtype=form.matrix),
+        partial=empty(tiles, rows, dtype=torch.int32),
+        moved=empty(3, rows, dtype=torch.int32) if coverage else None,
+        state=empty(rows, dtype=torch.int64 if coverage else torch.float32) if streamed else None,
+        best=empty(rows, dtype=torch.int32) if streamed and coverage else None,
+    )
+
+
+def input_precision(tokens: Tensor) -> str:
+    """How fp32 directions are multiplied: in three parts on NVIDIA's matrix units, as they are elsewhere."""
+    return "tf32x3" if common.platform() == "cuda" and tokens.dtype == torch.float32 else "ieee"
+
+
+def greedy_select(
+    tokens: Tensor,
+    cu_segments: Tensor,
+    budgets: Tensor,
+    *,
+    lengths: tuple[int, ...] | None,
+    bound: int,
+    total: int,
+    objective: str,
+    seeds: Tensor,
+    cu_seeds: Tensor,
+    origin: Tensor | None,
+    inverse_norm: Tensor | None,
+    rows: Tensor | None,
+    candidates: int,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """Every segment's greedy, many at a time.
+
+    Args:
+        tokens: fp32, fp16 or bf16 [M, d], any strides.
+        cu_segments: int64 [g + 1] on the tokens' device.
+        budgets: int64 [g] on the tokens' device.
+        lengths: sizes of the segments, where the host knows them.
+        bound: an upper bound of every segment's size.
+        total: an upper bound of the sum of the budgets.
+        objective: `"coverage"`, `"max_min"` or `"max_mean"`.
+        seeds: int64 rows of `tokens`, grouped by `cu_seeds`.
+        cu_seeds: int64 [g + 1] on the tokens' device.
+        origin: fp32 [g, d] or `None`.
+        inverse_norm: fp32 [M] or `None`.
+        rows: int64 [N] or `None`; in any order within a segment, what lies past `cu_segments[-1]` is unused.
+        candidates: of a round of `max_min` without a matrix.
+        workspace_bytes: bound on what is stored of directions and similarities at a time.
+
+    Returns:
+        Indices int64 [total] in the order of the picks, segment by segment, -1 where the budgets leave
+        something over; gains fp32 [total], NaN there.
+
+    Note:
+        Reads no value of a tensor on the host.
+    """
+    device = tokens.device
+    indices = torch.full((total,), -1, dtype=torch.int64, device=device)
+    gain = torch.full((total,), float("nan"), dtype=torch.float32, device=device)
+    rows, places = _sort_rows(rows, cu_segments, seeds, cu_seeds, len(tokens))
+    offsets = budgets.cumsum(0) - budgets
+    form = form_of(tokens, objective)
+    stored = largest_stored(form, bound if lengths is None else max(lengths, default=0), workspace_bytes)
+    precision = input_precision(tokens)
+    known = lengths if lengths is not None else (min(bound, stored),) * len(budgets)
+    for first, end, size in groups(known, form, stored, workspace_bytes):
+        if size == 0:
+            continue
+        sizes = range(1, size + 1) if lengths is None else sorted({n for n in lengths[first:end] if n})
+        kinds = [kind for kind in greedy.SIZE_CLASSES if _has(kind, sizes, stored)]
+        work = allocate(tokens, end - first, size, form, objective)
+        staged = [kind for kind in kinds if not kind.fused]
+        if staged:
+            above = _above(staged[0])
+            directions.directions_launch(
+                work.directions,
+                work.scale,
+                tokens=tokens,
+                cu_segments=cu_segments,
+                origin=origin,
+                inverse_norm=inverse_norm,
+                rows=rows,
+                first=first,
+                above=above,
+                input_precision=precision,
+            )
+            similarity.similarity_launch(
+                work.matrix,
+                work.partial,
+                directions=work.directions,
+                scale=work.scale,
+                cu_segments=cu_segments,
+                first=first,
+                above=above,
+                unit=form.unit,
+                coverage=objective == "coverage",
+                input_precision=precision,
+            )
+        for kind in kinds:
+            greedy.greedy_launch(
+                indices,
+                gain,
+                directions=work.directions,
+                scale=work.scale,
+                matrix=work.matrix,
+                partial=work.partial,
+                moved=work.moved,
+                state=work.state if kind.streamed else None,
+                best=work.best if kind.streamed else None,
+                tokens=tokens,
+                origin=origin,
+                inverse_norm=inverse_norm,
+                rows=rows,
+                cu_segments=cu_segments,
+                budgets=budgets,
+                offsets=offsets,
+                seeds=places,
+                cu_seeds=cu_seeds,
+                first=first,
+                above=_above(kind),
+                largest=min(kind.largest or size, size, stored),
+                kind=kind,
+                objective=objective,
+                unit=form.unit,
+                input_precision=precision,
+            )
+    return indices, gain
+
+
+def _above(kind: greedy.SizeClass) -> int:
+    """The largest size of the classes before this one."""
+    position = greedy.SIZE_CLASSES.index(kind)
+    return 0 if position == 0 else greedy.SIZE_CLASSES[position - 1].largest or 0
+
+
+def _has(kind: greedy.SizeClass, sizes: range | list[int], stored: int) -> bool:
+    """Whether segments of some sizes are of this class; those that are not stored are not."""
+    return any(n <= stored and greedy.launch_config(n) == kind for n in sizes)
+
+
+def _sort_rows(
+    rows: Tensor | None, cu_segments: Tensor, seeds: Tensor, cu_seeds: Tensor, count: int
+) -> tuple[Tensor | None, Tensor]:
+    """The rows ascending within each segment, so that ties go to the lowest; the seeds' places in theirs."""
+    seeded = torch.searchsorted(cu_seeds[1:], torch.arange(len(seeds), device=seeds.device), right=True)
+    if rows is None:
+        return None, seeds - cu_segments[seeded]
+    owner = torch.searchsorted(cu_segments[1:], torch.arange(len(rows), device=rows.device), right=True)
+    # One number a row sorts by segment first; rows that are not used belong to a segment after the last.
+    keys = (owner * count + rows.clamp(min=0)).sort().values
+    return keys % count, torch.searchsorted(keys, seeded * count + seeds) - cu_segments[seeded]

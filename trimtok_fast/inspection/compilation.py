@@ -1,0 +1,220 @@
+"""Compile what is launched, exactly as the launch would, and read from the machine code what it costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from trimtok_fast.errors import BackendUnavailableError
+from trimtok_fast.inspection.devices import Target
+
+#: Mnemonics of the matrix units.
+MATRIX = re.compile(r"HMMA|HGMMA|UTC\w*MMA|IMMA|DMMA|QGMMA|OMMA|QMMA|v_s?mfmac?_")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel that was launched, compiled instead.
+
+    Attributes:
+        kernel: its name, without the `_` and `_kernel` around it.
+        module: the last part of the name of the module it stands in.
+        grid: number of programs in each dimension.
+        code: what triton made of it; the same object for the same variant.
+    """
+
+    kernel: str
+    module: str
+    grid: tuple[int, ...]
+    code: Any
+
+
+class _AbsentDevice:
+    """Stands in for triton's driver: knows what to compile for, and has no device."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = GPUTarget(target.backend, target.architecture, target.warp_size)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> GPUTarget:
+        return self.target  # a kernel keeps its variants by device
+
+    def get_current_stream(self, device: GPUTarget) -> int:
+        return 0
+
+
+@contextmanager
+def compiling_for(target: Target) -> Iterator[list[Launch]]:
+    """Inside, what is launched is compiled for `target`, is not run, and is put on the list.
+
+    Triton itself specialises and compiles, by the path that a launch takes; its cache on disk is used.
+
+    Raises:
+        BackendUnavailableError: triton was loaded with `TRITON_INTERPRET=1`, and has nothing to compile.
+    """
+    if triton.knobs.runtime.interpret:
+        raise BackendUnavailableError(
+            "TRITON_INTERPRET", "no interpreter", "TRITON_INTERPRET=1", "Unset it before triton is imported."
+        )
+    launches: list[Launch] = []
+    run, former = JITFunction.run, driver._active
+
+    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        code = run(kernel, *args, grid=grid, warmup=True, **options)
+        name = kernel.__name__.removeprefix("_").removesuffix("_kernel")
+        launches.append(Launch(name, kernel.__module__.rpartition(".")[2], tuple(grid), code))
+        return code
+
+    JITFunction.run = compile_only
+    driver.set_active(_AbsentDevice(target))
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+        driver._active = former
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one variant of a kernel takes.
+
+    Attributes:
+        num_warps: warps of a program.
+        registers: of a thread (AMD: VGPRs and AGPRs together).
+        spills: instructions that spill to memory and reload (AMD: registers spilled).
+        shared_bytes: shared memory of a program.
+        matrix_instructions: of the machine code, without repetition by loops.
+        products: `tl.dot`s with 16-bit operands in the kernel.
+        products_by_hand: those of them that the compiler did not give to the matrix units.
+        endless_loops: `while` loops whose condition the compiler has taken for true.
+        load_bits: global loads by the bits that a thread loads at once.
+    """
+
+    num_warps: int
+    registers: int
+    spills: int
+    shared_bytes: int
+    matrix_instructions: int
+    products: int
+    products_by_hand: int
+    endless_loops: int
+    load_bits: dict[int, int]
+
+    @property
+    def widest_load(self) -> int:
+        """Bits that a thread loads at once, at most."""
+        return max(self.load_bits, default=0)
+
+
+def resources(code: Any) -> Resources:
+    """Read what a kernel takes from what triton compiled."""
+    read = _read_nvidia if "cubin" in code.asm else _read_amd
+    registers, spills, opcodes, load_bits = read(code)
+    products, by_hand = _products(code.asm["ttgir"])
+    return Resources(
+        num_warps=code.metadata.num_warps,
+        registers=registers,
+        spills=spills,
+        shared_bytes=code.metadata.shared,
+        matrix_instructions=sum(count for name, count in opcodes.items() if MATRIX.match(name)),
+        products=products,
+        products_by_hand=by_hand,
+        endless_loops=len(_ENDLESS.findall(code.asm["ttgir"])),
+        load_bits=dict(load_bits),
+    )
+
+
+#: `/*0a10*/  @!P0 LDG.E.128 R4, ...`
+_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)")
+
+
+def _read_nvidia(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        sass = _tool("nvdisasm", "-c", "-ndf", file.name)
+    registers = re.search(r"REG:(\d+)", usage)
+    if registers is None:
+        raise RuntimeError(f"cuobjdump says nothing about {code.metadata.name}: {usage[:300]}")
+    opcodes = Counter(_SASS.findall(sass))
+    spills = sum(count for name, count in opcodes.items() if name.split(".")[0] in ("LDL", "STL"))
+    load_bits: Counter[int] = Counter()
+    for name, count in opcodes.items():
+        parts = name.split(".")
+        if parts[0] in ("LDG", "LDGSTS"):
+            widths = [int(digits) for part in parts for digits in re.findall(r"^[US]?(\d+)$", part)]
+            load_bits[max(widths, default=32)] += count
+    return int(registers[1]), spills, opcodes, load_bits
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """Run one of the binary tools that come with triton."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip()[:300]}")
+    return done.stdout + done.stderr
+
+
+_AMD_OPCODE = re.compile(r"^\s+((?:v|s|ds|global|buffer|flat|scratch)_[a-z0-9_]+)", re.MULTILINE)
+_AMD_LOAD = re.compile(
+    r"(?:global|buffer|flat)_load_(?:lds_)?(?:[us]?(byte|short|dword)|[usb](\d+))(?:x(\d))?"
+)
+_AMD_BITS = {"byte": 8, "short": 16, "dword": 32}
+
+
+def _read_amd(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
+    assembly = code.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
+        if found is None:
+            raise RuntimeError(f"the assembly of {code.metadata.name} has no .{key}")
+        return int(found[1])
+
+    opcodes = Counter(_AMD_OPCODE.findall(assembly))
+    load_bits: Counter[int] = Counter()
+    for name, count in opcodes.items():
+        if load := _AMD_LOAD.match(name):
+            load_bits[(_AMD_BITS[load[1]] if load[1] else int(load[2])) * int(load[3] or 1)] += count
+    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+    return number("vgpr_count"), spills, opcodes, load_bits
+
+
+#: `%c = tt.dot %a, %b, %acc ... : tensor<64x64xf16, ...> * tensor<64x64xf16, ...> -> tensor<64x64xf32, #mma>`
+_DOT = re.compile(r"(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma)\b[^\n]*? : ([^\n]*)")
+
+
+_ENDLESS = re.compile(r"scf\.condition\(%true")
+
+
+def _products(ttgir: str) -> tuple[int, int]:
+    """How many products of 16-bit operands there are, and how many of them have no matrix unit's layout."""
+    layouts = dict(re.findall(r"^(#\w+) = #([\w.]+)", ttgir, re.MULTILINE))
+    products = by_hand = 0
+    for operation, types in _DOT.findall(ttgir):
+        if not re.search(r"xb?f16\b", types.split("->")[0]):
+            continue
+        products += 1
+        if operation == "tt.dot":
+            layout = re.search(r"-> tensor<[^,>]*, (#\w+)", types)
+            by_hand += (
+                layout is None
+                or "mma" not in layouts.get(layout[1], "")
+                and "mfma" not in layouts.get(layout[1], "")
+            )
+    return products, by_hand
