@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from trimtok_fast.backends.torch import gather_gradient
 from trimtok_fast.backends.triton_greedy import form_of, largest_stored
 from trimtok_fast.backends.triton_greedy import greedy_select as select_stored
 from trimtok_fast.backends.triton_rounds import select_in_rounds
@@ -179,7 +180,7 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Gradients are put back by `index_put_`, which adds those of repeated rows in a fixed order; in fp32."""
+    """What autograd has to know; `library` tells it again for compiled code."""
 
     @staticmethod
     def forward(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -197,5 +198,4 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        total = grad.new_zeros(ctx.rows, grad.shape[1], dtype=torch.float32)
-        return total.index_put((indices,), grad.float(), accumulate=True).to(grad.dtype), None
+        return gather_gradient(grad, indices, ctx.rows), None
