@@ -1,5 +1,7 @@
 """Helpers that more than one kernel uses, and the method's constants as the compiler wants them."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -19,6 +21,28 @@ SCALE = tl.constexpr(2.0**60)
 UNSCALE = tl.constexpr(2.0**-60)
 
 
+class Traffic(NamedTuple):
+    """What a launch has to move and to do, at least.
+
+    Attributes:
+        bytes_moved: to and from the GPU's memory; what caches can keep is counted once.
+        products: multiply-adds of `tl.dot`.
+        operations: of fp32, outside the matrix units.
+    """
+
+    bytes_moved: int
+    products: int = 0
+    operations: int = 0
+
+
+def platform() -> str:
+    """Where launched kernels run: `"cuda"`, `"hip"`, or `"interpreter"`."""
+    if not isinstance(row_norm, triton.JITFunction):
+        return "interpreter"
+    backend: str = triton.runtime.driver.active.get_current_target().backend
+    return backend
+
+
 @triton.jit
 def row_norm(x):
     """‖x‖ of every row of an fp32 tile, accurate from 1e-25 to 1e18; above it may be infinite."""
@@ -26,7 +50,7 @@ def row_norm(x):
     norm = tl.sqrt_rn(square)
     small = square < SMALL_SQUARE
     if tl.max(small.to(tl.int32), axis=0) > 0:
-        scaled = x * SCALE
+        scaled = tl.where(small[:, None], x, 0.0) * SCALE
         norm = tl.where(small, tl.sqrt_rn(tl.sum(scaled * scaled, axis=1)) * UNSCALE, norm)
     return norm
 

@@ -20,6 +20,7 @@ Limits: d is compiled in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
+from trimtok_fast.kernels.common import Traffic
 
 ZERO_NORM = tl.constexpr(constants.ZERO_NORM)
 LARGEST_NORM = tl.constexpr(constants.LARGEST_NORM)
@@ -196,6 +198,16 @@ def launch_config(dtype: torch.dtype) -> LaunchConfig:
 def directions_dtype(tokens: torch.dtype) -> torch.dtype:
     """What the directions of such tokens are stored in."""
     return torch.float32 if tokens == torch.float32 else torch.float16
+
+
+def traffic(sizes: Sequence[int], d: int, dtype: torch.dtype) -> Traffic:
+    """What the directions of segments of these sizes take, for tokens of this type with given norms."""
+    stored = directions_dtype(dtype)
+    config = launch_config(stored)
+    width = triton.cdiv(d, config.block_d) * config.block_d
+    rows = sum(triton.cdiv(size, config.block_m) * config.block_m for size in sizes)
+    moved = sum(sizes) * (d * dtype.itemsize + 4) + rows * (width * stored.itemsize + 4)
+    return Traffic(moved, products=rows * config.block_m * width)
 
 
 def directions_launch(

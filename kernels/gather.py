@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels.common import Traffic
+
 
 @triton.jit(do_not_specialize=["rows"])
 def _gather_kernel(
@@ -49,6 +51,11 @@ def launch_config(d: int, dtype: torch.dtype) -> dict[str, int]:
     block_d = min(1024, divisor if divisor >= 128 else triton.next_power_of_2(d))
     block_m = max(1, 128 * 64 // dtype.itemsize // block_d)
     return {"BLOCK_M": min(64, block_m), "BLOCK_D": block_d, "num_warps": 4, "num_stages": 1}
+
+
+def traffic(rows: int, d: int, dtype: torch.dtype) -> Traffic:
+    """What copying so many rows takes."""
+    return Traffic(rows * (2 * d * dtype.itemsize + 8))
 
 
 def gather_launch(out: Tensor, *, tokens: Tensor, indices: Tensor) -> None:

@@ -31,13 +31,16 @@ their order. Limits: gains are int64, in units of up to 2^22: right for 2^20 tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast.kernels import directions as directions_kernel
+from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.kernels.directions import directions_tile
 from trimtok_fast.kernels.similarity import similarity_tile
 
@@ -359,6 +362,20 @@ SIZE_CLASSES = (
 def launch_config(size: int) -> SizeClass:
     """The class of a segment of this size."""
     return next(kind for kind in SIZE_CLASSES if kind.largest is None or size <= kind.largest)
+
+
+def traffic(sizes: Sequence[int], budgets: Sequence[int], objective: str, entry: torch.dtype) -> Traffic:
+    """What picking takes, at least, in segments of these sizes whose similarities are stored.
+
+    A row of the matrix for every pick, and with `coverage` for every token whose best moves: each moves once,
+    if any pick resembles it, and more often as the data will have it.
+    """
+    moved = operations = 0
+    for size, budget in zip(sizes, budgets, strict=True):
+        rows = budget + (size if objective == "coverage" else 0)
+        moved += rows * size * entry.itemsize + 12 * budget
+        operations += 2 * rows * size
+    return Traffic(moved, operations=operations)
 
 
 def greedy_launch(

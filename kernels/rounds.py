@@ -35,12 +35,15 @@ product fills one program's registers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
+from trimtok_fast.kernels.common import Traffic
 
 #: Tokens in a group.
 GROUP = tl.constexpr(16)
@@ -1049,6 +1052,17 @@ def planned_rounds(total: int, bound: int, seeds: int, limit: int) -> int:
     picks = min(total, bound)
     opening = triton.cdiv(max(1, min(seeds, bound)), CANDIDATES.value)
     return opening + min(picks, 16 + 2 * triton.cdiv(picks, limit))
+
+
+def traffic(sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.dtype, limit: int) -> Traffic:
+    """What a selection with given norms takes, at least: in rounds that accept all their candidates."""
+    moved = products = 0
+    for size, budget in zip(sizes, budgets, strict=True):
+        rounds = triton.cdiv(budget, limit)
+        columns = rounds * limit * d * dtype.itemsize
+        moved += (2 + rounds) * size * (d * dtype.itemsize + 16) + 2 * columns
+        products += (triton.cdiv(budget, 16) * 16 + BLOCK_M.value) * size * d + rounds * limit * limit * d
+    return Traffic(moved, products=products)
 
 
 def rounds_launch(

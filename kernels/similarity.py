@@ -20,11 +20,15 @@ Limits: sums in units of 2^22 for up to 2^20 tokens, and in a tile below 2^31.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
+from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.kernels.directions import launch_config
 
 DUPLICATE = tl.constexpr(1 - constants.ZERO_DISTANCE)
@@ -122,6 +126,18 @@ def _similarity_kernel(
         BLOCK_M,
         BLOCK_D,
     )
+
+
+def traffic(sizes: Sequence[int], width: int, dtype: torch.dtype, entry: torch.dtype) -> Traffic:
+    """What the similarities of segments of these sizes take, from directions of this width and type."""
+    block = launch_config(dtype).block_m
+    moved = products = 0
+    for size in sizes:
+        tiles = triton.cdiv(size, block)
+        rows = tiles * block
+        moved += rows * (width * dtype.itemsize + 4 + rows * entry.itemsize + 4 * tiles)
+        products += tiles * (tiles + 1) // 2 * block * block * width
+    return Traffic(moved, products=products)
 
 
 def similarity_launch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import trimtok_fast
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.demo import DEFAULT_QUERY, METHODS, OURS
 from trimtok_fast.errors import InvalidInputError, TrimTokError
+from trimtok_fast.inspection import DTYPES
+from trimtok_fast.inspection.devices import TARGETS
 from trimtok_fast.ops import BACKENDS
 
 DESCRIPTION = """\
@@ -39,6 +42,24 @@ examples:
   trimtok demo --method divprune                show another method's tokens
 """
 
+KERNELS_DESCRIPTION = """\
+Compile every Triton kernel for GPUs that need not be there, and say what it takes.
+
+A table for each target: registers, spills, shared memory, matrix instructions, the
+widest global load, occupancy (an estimate) and how many variants were compiled, for
+the launches that pruning a workload makes. Then the bytes that each kernel moves, the
+operations it does, and its floor on GPUs by their vendors' data sheets. Exits with 1
+when a budget is broken: a spill, too much shared memory, a product of 16-bit tokens
+without matrix instructions, rows that are loaded in less than 128 bits a thread.
+"""
+
+KERNELS_EPILOG = """\
+examples:
+  trimtok kernels                               all targets, 32 images x 576 tokens x 3584, bf16
+  trimtok kernels --target sm_90 gfx942 --dtype fp32
+  trimtok kernels --images 8 --tokens 1024 --dim 1280 --keep 0.1 --json > kernels.json
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -47,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; `None` takes them from the process.
 
     Returns:
-        The exit status: 0, or 2 after one line on stderr that says what is wrong.
+        The exit status: 0; 1 where `kernels` finds a broken budget; 2 after one line on stderr that says
+        what is wrong.
     """
     parser = _build_parser()
     try:
@@ -81,6 +103,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trimtok_fast {trimtok_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_kernels(commands)
     return parser
 
 
@@ -140,6 +163,61 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
 
 
+def _add_kernels(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "kernels",
+        help="compile the kernels without a GPU, and say what they take and cost at least",
+        description=KERNELS_DESCRIPTION,
+        epilog=KERNELS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_run_kernels)
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        nargs="+",
+        choices=tuple(TARGETS),
+        default=tuple(TARGETS),
+        help=f"what to compile for, of {', '.join(TARGETS)} (default: all)",
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="NAME",
+        choices=tuple(DTYPES),
+        default="bf16",
+        help=f"of the tokens, of {', '.join(DTYPES)} (default: bf16)",
+    )
+    for option, default, meaning in (
+        ("--dim", 3584, "channels of a token"),
+        ("--images", 32, "number of images, in one sample"),
+        ("--tokens", 576, "tokens of each image"),
+    ):
+        parser.add_argument(
+            option, metavar="N", type=_parse_size, default=default, help=f"{meaning} (default: {default})"
+        )
+    parser.add_argument(
+        "--keep", metavar="SHARE", type=_parse_share, default=0.2, help="share that stays (default: 0.2)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _parse_size(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) < 2**31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text!r}")
+
+
+def _parse_share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if 0 < share <= 1:
+        return share
+    raise argparse.ArgumentTypeError(f"wanted a share in (0, 1], got {text!r}")
+
+
 def _parse_keep(text: str) -> PruneConfig:
     """`--keep`: up to 1 it is a share, above that a number of tokens."""
     try:
@@ -171,14 +249,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         from trimtok_fast.demo.report import write_report
         from trimtok_fast.demo.run import Options, run_demo
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("trimtok_fast"):
-            raise
-        raise TrimTokError(
-            "demo",
-            f"the package {error.name}",
-            "none installed",
-            "Install it: pip install 'trimtok_fast[demo]'.",
-        ) from error
+        raise _not_installed("demo", error, "demo") from error
 
     out = _writable_folder(arguments.out)
     folder = arguments.images
@@ -200,6 +271,43 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="replace")  # bars and Greek letters on a terminal that has none
     print_result(Console(), result, files)
     return 0
+
+
+def _run_kernels(arguments: argparse.Namespace) -> int:
+    os.environ.pop(
+        "TRITON_INTERPRET", None
+    )  # read when triton is imported; what is interpreted is not compiled
+    try:
+        from rich.console import Console
+
+        from trimtok_fast.inspection.console import print_inspection
+        from trimtok_fast.inspection.run import inspect_kernels
+        from trimtok_fast.inspection.workload import Workload
+    except ModuleNotFoundError as error:
+        raise _not_installed("kernels", error, "demo,triton") from error
+
+    workload = Workload(arguments.images, arguments.tokens, arguments.dim, arguments.dtype, arguments.keep)
+    terminal = Console(stderr=True)
+    with terminal.status("") as status:
+        inspection = inspect_kernels(
+            workload, arguments.target, lambda target: status.update(f"compiling for {target}")
+        )
+    if arguments.json:
+        print(json.dumps(inspection.as_json(), indent=2))
+    else:
+        print_inspection(Console(), inspection)
+    return 1 if inspection.broken else 0
+
+
+def _not_installed(command: str, error: ModuleNotFoundError, extras: str) -> Exception:
+    if (error.name or "").startswith("trimtok_fast"):
+        return error
+    return TrimTokError(
+        command,
+        f"the package {error.name}",
+        "none installed",
+        f"Install it: pip install 'trimtok_fast[{extras}]'.",
+    )
 
 
 def _query(arguments: argparse.Namespace) -> str | None:

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from trimtok_fast.kernels import directions, greedy, similarity
+from trimtok_fast.kernels import common, directions, greedy, similarity
 
 
 class Form(NamedTuple):
@@ -117,8 +117,7 @@ def allocate(tokens: Tensor, slots: int, size: int, form: Form, objective: str) 
 
 def input_precision(tokens: Tensor) -> str:
     """How fp32 directions are multiplied: in three parts on NVIDIA's matrix units, as they are elsewhere."""
-    nvidia = tokens.is_cuda and torch.version.hip is None
-    return "tf32x3" if nvidia and tokens.dtype == torch.float32 else "ieee"
+    return "tf32x3" if common.platform() == "cuda" and tokens.dtype == torch.float32 else "ieee"
 
 
 def greedy_select(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels import rounds as kernel
 
 
@@ -108,9 +109,10 @@ def select_in_rounds(
 
 def product_type(tokens: Tensor) -> tuple[torch.dtype, str]:
     """What û is rounded to for the products, and how fp32 is multiplied."""
-    if not tokens.is_cuda:  # the interpreter, whose products of bf16 are wrong
-        return torch.float32 if tokens.dtype == torch.bfloat16 else tokens.dtype, "ieee"
-    return tokens.dtype, "ieee" if torch.version.hip else "tf32x3"
+    platform = common.platform()
+    if platform == "interpreter" and tokens.dtype == torch.bfloat16:  # its products of bf16 are wrong
+        return torch.float32, "ieee"
+    return tokens.dtype, "tf32x3" if platform == "cuda" else "ieee"
 
 
 def _owner(offsets: Tensor, count: int) -> Tensor:

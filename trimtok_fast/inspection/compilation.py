@@ -29,11 +29,13 @@ class Launch:
 
     Attributes:
         kernel: its name, without the `_` and `_kernel` around it.
+        module: the last part of the name of the module it stands in.
         grid: number of programs in each dimension.
         code: what triton made of it; the same object for the same variant.
     """
 
     kernel: str
+    module: str
     grid: tuple[int, ...]
     code: Any
 
@@ -72,7 +74,8 @@ def compiling_for(target: Target) -> Iterator[list[Launch]]:
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         code = run(kernel, *args, grid=grid, warmup=True, **options)
-        launches.append(Launch(kernel.__name__.removeprefix("_").removesuffix("_kernel"), tuple(grid), code))
+        name = kernel.__name__.removeprefix("_").removesuffix("_kernel")
+        launches.append(Launch(name, kernel.__module__.rpartition(".")[2], tuple(grid), code))
         return code
 
     JITFunction.run = compile_only
@@ -96,6 +99,7 @@ class Resources:
         matrix_instructions: of the machine code, without repetition by loops.
         products: `tl.dot`s with 16-bit operands in the kernel.
         products_by_hand: those of them that the compiler did not give to the matrix units.
+        endless_loops: `while` loops whose condition the compiler has taken for true.
         load_bits: global loads by the bits that a thread loads at once.
     """
 
@@ -106,6 +110,7 @@ class Resources:
     matrix_instructions: int
     products: int
     products_by_hand: int
+    endless_loops: int
     load_bits: dict[int, int]
 
     @property
@@ -127,6 +132,7 @@ def resources(code: Any) -> Resources:
         matrix_instructions=sum(count for name, count in opcodes.items() if MATRIX.match(name)),
         products=products,
         products_by_hand=by_hand,
+        endless_loops=len(_ENDLESS.findall(code.asm["ttgir"])),
         load_bits=dict(load_bits),
     )
 
@@ -140,7 +146,7 @@ def _read_nvidia(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
         file.write(code.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        sass = _tool("nvdisasm", "-c", file.name)
+        sass = _tool("nvdisasm", "-c", "-ndf", file.name)
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
         raise RuntimeError(f"cuobjdump says nothing about {code.metadata.name}: {usage[:300]}")
@@ -191,6 +197,9 @@ def _read_amd(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
 
 #: `%c = tt.dot %a, %b, %acc ... : tensor<64x64xf16, ...> * tensor<64x64xf16, ...> -> tensor<64x64xf32, #mma>`
 _DOT = re.compile(r"(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma)\b[^\n]*? : ([^\n]*)")
+
+
+_ENDLESS = re.compile(r"scf\.condition\(%true")
 
 
 def _products(ttgir: str) -> tuple[int, int]:
