@@ -31,12 +31,14 @@ class Launch:
         kernel: its name, without the `_` and `_kernel` around it.
         module: the last part of the name of the module it stands in.
         grid: number of programs in each dimension.
+        compiled_in: the values of its `constexpr` arguments.
         code: what triton made of it; the same object for the same variant.
     """
 
     kernel: str
     module: str
     grid: tuple[int, ...]
+    compiled_in: str
     code: Any
 
 
@@ -75,7 +77,9 @@ def compiling_for(target: Target) -> Iterator[list[Launch]]:
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         code = run(kernel, *args, grid=grid, warmup=True, **options)
         name = kernel.__name__.removeprefix("_").removesuffix("_kernel")
-        launches.append(Launch(name, kernel.__module__.rpartition(".")[2], tuple(grid), code))
+        module = kernel.__module__.rpartition(".")[2]
+        constants = {p.name: options[p.name] for p in kernel.params if p.is_constexpr and p.name in options}
+        launches.append(Launch(name, module, tuple(grid), str(constants), code))
         return code
 
     JITFunction.run = compile_only
