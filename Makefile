@@ -10,22 +10,30 @@ ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+# torch asks for one release of triton. The newest stands in a folder beside it, before it on the path where it is wanted.
+NEWEST_TRITON := $(CURDIR)/$(VENV)/newest-triton
+# What compiles for real, and thus differs from one triton to the next.
+COMPILE_TESTS := tests/ptxsim tests/test_compiled_kernels.py
 # An environment for development has all that the demo needs.
 DEMO := $(if $(wildcard $(VENV)/.has-dev),dev,demo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.has-$(DEMO) ## prune 28 real photographs, write trimtok-demo/report.html
 	$(RUN) trimtok_fast demo $(ARGS)
 
-test: $(VENV)/.has-dev ## run the whole test suite
+test: $(VENV)/.has-dev ## run the test suite, but for what takes minutes
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.has-dev $(VENV)/.has-newest-triton ## run every test, and compile with the newest triton too
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST_TRITON) TRITON_INTERPRET=0 $(RUN) pytest -n $(WORKERS) $(COMPILE_TESTS) $(ARGS)
 
 lint: $(VENV)/.has-dev ## check style, format and types
 	$(RUN) ruff check .
@@ -43,6 +51,10 @@ clean: ## remove what was built and written (the environment: rm -r .venv)
 # the next run then starts from a cleared environment, and every .has-* stamp goes with the old one.
 $(VENV)/.made:
 	@test ! -e $(VENV)/.installing && $(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.has-newest-triton: $(VENV)/.made
+	$(RUN) pip --disable-pip-version-check install --no-input --upgrade --no-deps --target $(NEWEST_TRITON) triton
 	@touch $@
 
 $(VENV)/.has-%: $(VENV)/.made setup.py constraints.txt
