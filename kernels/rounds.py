@@ -16,14 +16,14 @@ is 8 consecutive groups.
   best. No token that a group holds back beats its fourth, so the largest fourth is what a pick has to beat.
 - `absorb`: one program a tile. v against the accepted picks, with the minimum in the epilogue: nothing is
   stored but v, and the four best of each group for the next `nominate`.
-- `finish`: one program a segment. The same two bodies in a loop, until the budget is met: right whatever the
-  planned rounds have left, but one program does the work of all tiles.
+- `finish`: one program a segment. The textbook, until the budget is met: right whatever the planned rounds have
+  left, but one program reads all tokens for every pick.
 
-Bytes: `absorb` reads the segment's tokens once or twice a round (twice for 33 to 48 and 65 to 96 accepted
-picks: blocks are powers of 2) and 40 bytes a token besides; `prepare` reads them once, twice without given
-norms; `typical` once. `nominate` reads C tokens. Operations: m · d multiply-adds for every accepted pick, their
-number rounded up to 16 (97 to 112: to 128), on matrix units; C² · d a round in `nominate`; 128 · m · d once in
-`prepare`.
+Bytes: `absorb` reads the segment's tokens once a round, twice for 33 to 48 and 65 to 96 accepted picks (blocks
+are powers of 2), and 28 bytes a token besides; `prepare` reads them once, twice without given norms; `typical`
+once. `nominate` reads C tokens and 2 bytes a token of the segment at every step of a bisection.
+Operations: m · d multiply-adds for every accepted pick, their number rounded up to 16 (97 to 112: to 128), on
+matrix units; C² · d a round in `nominate`; 128 · m · d once in `prepare`.
 
 Ties go to the lowest position. Zero tokens, and tokens that are not finite, have value 0 and change no other
 value. When no value is above 0, all values are 0 for good: the rest goes out by position at once. A cosine is
@@ -154,6 +154,46 @@ def _directions(
         BLOCK_D,
     )
     return tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
+
+
+@triton.jit
+def _write_columns(
+    columns_ptr,
+    tokens_ptr,
+    origin_ptr,
+    row,
+    mask,
+    inverse,
+    stride_tokens_m,
+    stride_tokens_d,
+    stride_origin_d,
+    stride_columns_c,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Store û of some rows, rounded for the products."""
+    offs_c = tl.arange(0, COLUMNS)
+    for first in range(0, WIDTH, BLOCK_D):
+        offs_d = first + tl.arange(0, BLOCK_D)
+        unit = _directions(
+            tokens_ptr,
+            stride_tokens_m,
+            stride_tokens_d,
+            origin_ptr,
+            stride_origin_d,
+            row,
+            mask,
+            inverse,
+            offs_d,
+            WIDTH,
+            BLOCK_D,
+        )
+        pointers = columns_ptr + offs_c[:, None] * stride_columns_c + offs_d[None, :]
+        stored = mask[:, None]
+        if WIDTH % BLOCK_D != 0:
+            stored &= (offs_d < WIDTH)[None, :]
+        tl.store(pointers, unit.to(columns_ptr.dtype.element_ty), mask=stored)
 
 
 @triton.jit
@@ -629,26 +669,22 @@ def _nominate_kernel(
         inverse = tl.load(inverse_ptr + position, mask=mask_c, other=0.0)
         scale = tl.load(scale_ptr + position, mask=mask_c, other=0.0)
         tl.store(candidate_scale_ptr + offs_c, scale)
+        _write_columns(
+            columns_ptr,
+            tokens_ptr,
+            origin_ptr,
+            row,
+            mask_c,
+            inverse,
+            stride_tokens_m,
+            stride_tokens_d,
+            stride_origin_d,
+            stride_columns_c,
+            WIDTH,
+            CANDIDATES,
+            BLOCK_D,
+        )
         tl.debug_barrier()
-        product = tl.zeros([CANDIDATES, CANDIDATES], tl.float32)
-        for first in range(0, WIDTH, BLOCK_D):
-            unit = _directions(
-                tokens_ptr,
-                stride_tokens_m,
-                stride_tokens_d,
-                origin_ptr,
-                stride_origin_d,
-                row,
-                mask_c,
-                inverse,
-                first + offs_d,
-                WIDTH,
-                BLOCK_D,
-            )
-            rounded = unit.to(columns_ptr.dtype.element_ty)
-            pointers = columns_ptr + offs_c[:, None] * stride_columns_c + (first + offs_d)[None, :]
-            tl.store(pointers, rounded, mask=mask_c[:, None] & (first + offs_d < WIDTH)[None, :])
-            product = tl.dot(rounded, tl.trans(rounded), product, input_precision=INPUT_PRECISION)
 
         if pending > 0:
             tl.store(slots_ptr + offs_c, offs_c, mask=mask_c)
@@ -656,7 +692,15 @@ def _nominate_kernel(
             accepted = number
             met += number
         else:
-            # Read anew, along either axis: what is kept from before the product costs registers.
+            product = tl.zeros([CANDIDATES, CANDIDATES], tl.float32)
+            for first in range(0, WIDTH, BLOCK_D):
+                pointers = columns_ptr + offs_c[:, None] * stride_columns_c + (first + offs_d)[None, :]
+                mask = mask_c[:, None]
+                if WIDTH % BLOCK_D != 0:
+                    mask &= (first + offs_d < WIDTH)[None, :]
+                column = tl.load(pointers, mask=mask, other=0.0)
+                product = tl.dot(column, tl.trans(column), product, input_precision=INPUT_PRECISION)
+            # Read along either axis, and only now: what lives through a product takes its registers.
             scale = tl.load(candidate_scale_ptr + offs_c)
             other = tl.load(candidate_scale_ptr + offs_c)
             distance = _distance(product, scale, other)
@@ -735,7 +779,7 @@ def _lower(
             column = tl.load(pointers, mask=(first + offs_d < WIDTH)[None, :], other=0.0)
         rounded = unit.to(columns_ptr.dtype.element_ty)
         product = tl.dot(rounded, tl.trans(column), product, input_precision=INPUT_PRECISION)
-    # Loaded here, because registers are short while the product is made.
+    # Read only now: what lives through a product takes its registers.
     scale = tl.load(scale_ptr + position, mask=mask, other=0.0)
     column_scale = tl.load(column_scale_ptr + offs_c)
     return tl.minimum(nearest, tl.min(_distance(product, scale, column_scale), axis=1))
@@ -893,7 +937,6 @@ def _finish_kernel(
     if origin_ptr is not None:
         origin_ptr += segment * stride_origin_g
     offs_c = tl.arange(0, FEWEST)
-    offs_d = tl.arange(0, BLOCK_D)
 
     while count < budget:
         pick = tl.zeros([], tl.int64)
@@ -919,23 +962,21 @@ def _finish_kernel(
         if count < budget:
             row = tl.load(rows_ptr + pick) + tl.zeros([FEWEST], tl.int64)
             inverse = tl.load(inverse_ptr + pick) + tl.zeros([FEWEST], tl.float32)
-            for first in range(0, WIDTH, BLOCK_D):
-                unit = _directions(
-                    tokens_ptr,
-                    stride_tokens_m,
-                    stride_tokens_d,
-                    origin_ptr,
-                    stride_origin_d,
-                    row,
-                    offs_c == 0,
-                    inverse,
-                    first + offs_d,
-                    WIDTH,
-                    BLOCK_D,
-                )
-                pointers = columns_ptr + offs_c[:, None] * stride_columns_c + (first + offs_d)[None, :]
-                mask = (offs_c == 0)[:, None] & (first + offs_d < WIDTH)[None, :]
-                tl.store(pointers, unit.to(columns_ptr.dtype.element_ty), mask=mask)
+            _write_columns(
+                columns_ptr,
+                tokens_ptr,
+                origin_ptr,
+                row,
+                offs_c == 0,
+                inverse,
+                stride_tokens_m,
+                stride_tokens_d,
+                stride_origin_d,
+                stride_columns_c,
+                WIDTH,
+                FEWEST,
+                BLOCK_D,
+            )
             tl.store(slots_ptr, 0)
             tl.store(column_scale_ptr + offs_c, tl.where(offs_c == 0, tl.load(scale_ptr + pick), 0.0))
             tl.debug_barrier()
@@ -972,7 +1013,8 @@ def _finish_kernel(
 
 def launch_config(width: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes, warps and stages, by the tokens' width and type alone."""
-    widest = 64 if dtype.itemsize == 2 else 32
+    # An fp32 product keeps three copies of what it multiplies in registers.
+    widest = 64 if dtype.itemsize == 2 else 16
     return dict(BLOCK_D=min(widest, max(16, triton.next_power_of_2(width))), num_warps=8, num_stages=2)
 
 
@@ -1033,14 +1075,10 @@ def rounds_launch(
     rounds: int,
     input_precision: str,
 ) -> None:
-    """The whole selection. Shapes and types stand at the kernels; all but tokens and origin are contiguous.
+    """Launch the whole selection.
 
-    Args:
-        picks: int64 [total], where they stand in `rows`, in the order of the picks.
-        gain: fp32 [total].
-        limit: candidates of a round, 1 to `CANDIDATES`.
-        rounds: how many to plan.
-        input_precision: of products of fp32 tokens, `"ieee"` or `"tf32x3"`.
+    Shapes and types stand at the kernels. Tensors other than tokens, origin and inverse_norm are contiguous.
+    `limit` is the number of a round's candidates, 1 to `CANDIDATES`; `rounds` how many to launch.
     """
     segments, width = len(budgets), tokens.shape[1]
     config = launch_config(width, tokens.dtype)
