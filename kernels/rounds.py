@@ -16,12 +16,12 @@ is 8 consecutive groups.
   best. No token that a group holds back beats its fourth, so the largest fourth is what a pick has to beat.
 - `absorb`: one program a tile. v against the accepted picks, with the minimum in the epilogue: nothing is
   stored but v, and the four best of each group for the next `nominate`.
-- `finish`: one program a segment. The textbook, until the budget is met: right whatever the planned rounds have
-  left, but one program reads all tokens for every pick.
+- `finish`: one program a segment. The textbook, until the budget is met: right whatever the planned rounds
+  have left, but one program reads all tokens for every pick.
 
-Bytes: `absorb` reads the segment's tokens once a round, twice for 33 to 48 and 65 to 96 accepted picks (blocks
-are powers of 2), and 28 bytes a token besides; `prepare` reads them once, twice without given norms; `typical`
-once. `nominate` reads C tokens and 2 bytes a token of the segment at every step of a bisection.
+Bytes: `absorb` reads the segment's tokens once a round, twice for 33 to 48 and 65 to 96 accepted picks
+(blocks are powers of 2), and 28 bytes a token besides; `prepare` reads them once, twice without given norms;
+`typical` once. `nominate` reads C tokens, and 2 bytes a token of the segment at every step of a bisection.
 Operations: m · d multiply-adds for every accepted pick, their number rounded up to 16 (97 to 112: to 128), on
 matrix units; C² · d a round in `nominate`; 128 · m · d once in `prepare`.
 
