@@ -50,7 +50,7 @@ def row_norm(x):
     norm = tl.sqrt_rn(square)
     small = square < SMALL_SQUARE
     if tl.max(small.to(tl.int32), axis=0) > 0:
-        scaled = x * SCALE
+        scaled = tl.where(small[:, None], x, 0.0) * SCALE
         norm = tl.where(small, tl.sqrt_rn(tl.sum(scaled * scaled, axis=1)) * UNSCALE, norm)
     return norm
 

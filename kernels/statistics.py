@@ -13,17 +13,18 @@ Who does what. Rows come in chunks of `CHUNK_M` that start where their image (or
 - `_finish_kernel`: one program a sample for D_intra and D_inter, from S in fp64; and one a chunk for the
   second pass, about μ.
 
-Launches: sums, combine, finish. With `center="none"` the tokens are read once, so t̄ must be known before: with
-text, sums runs twice, first over the text, and finish adds up the chunks itself.
+Launches: sums, combine, finish. With `center="none"` the tokens are read once, so t̄ must be known before:
+with text, sums runs twice, first over the text, and finish adds up the chunks itself.
 
 Bytes: X once or, about μ, twice; 4 d written and read per chunk and sum, 3 % of a pass in bf16. 6 operations
 an element and pass: bound by memory everywhere.
 
-Rules. Zero tokens and what is not finite add nothing, the latter get inverse norm NaN. No atomics, every sum in
-a fixed order that starts with its image: a batch gives each sample the bits that it gets alone (in memory of
-the same alignment: narrower loads sum a row in another order).
+Rules. Zero tokens and what is not finite add nothing, the latter get inverse norm NaN. No atomics, every sum
+in a fixed order that starts with its image: a batch gives each sample the bits that it gets alone (in memory
+of the same alignment: narrower loads sum a row in another order).
 
-Limits. d up to `MAX_WIDTH`: a row must fit the registers of one program. Workspaces and outputs are contiguous.
+Limits. d up to `MAX_WIDTH`: a row must fit the registers of one program. Workspaces and outputs are
+contiguous.
 """
 
 from collections.abc import Sequence
@@ -44,8 +45,8 @@ from trimtok_fast.kernels.common import (
     row_norm,
 )
 
-#: Rows whose sums are taken in fp32, by one program: few enough for the digits that D_intra needs, enough that
-#: the sums' own traffic does not count.
+#: Rows whose sums are taken in fp32, by one program: few enough for the digits that D_intra needs, enough
+#: that the sums' own traffic does not count.
 CHUNK_M = 128
 MAX_WIDTH = 8192
 
@@ -61,12 +62,17 @@ def _load_rows(rows_ptr, offs_m, mask_m, stride_m, stride_d, D: tl.constexpr, BL
 
 
 @triton.jit
+def _load_channels(row_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    offs_d = tl.arange(0, BLOCK_D)
+    return tl.load(row_ptr + offs_d, mask=offs_d < D, other=0.0)
+
+
+@triton.jit
 def _load_sum(sums_ptr, first, last, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Sum of rows first to last − 1, in fp64."""
-    offs_d = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float64)
     for row in range(first, last):
-        total += tl.load(sums_ptr + row * D + offs_d, mask=offs_d < D, other=0.0).to(tl.float64)
+        total += _load_channels(sums_ptr + row * D, D, BLOCK_D).to(tl.float64)
     return total
 
 
@@ -335,6 +341,38 @@ def _measure_sample(
     tl.store(variation_ptr + sample, tl.where(directed > 1, variation, float("nan")))
 
 
+@triton.jit
+def _measure_chunk(
+    first,
+    last,
+    tokens_ptr,
+    norm_ptr,
+    inverse_norm_ptr,
+    alignment_ptr,
+    origin,
+    mean_text,
+    words,
+    stride_m,
+    stride_d,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Inverse norms about the origin and, with text, alignments of rows first to last − 1."""
+    for row in range(first, last, BLOCK_M):
+        offs_m = row + tl.arange(0, BLOCK_M).to(tl.int64)
+        mask_m = offs_m < last
+        norm = tl.load(norm_ptr + offs_m, mask=mask_m, other=0.0)
+        usable = norm <= LARGEST_NORM
+        x = _load_rows(tokens_ptr, offs_m, mask_m, stride_m, stride_d, D, BLOCK_D) - origin[None, :]
+        centred = row_norm(x)
+        inverse = inverse_where((norm >= ZERO_NORM) & (centred > norm * ZERO_SHARE), centred)
+        tl.store(inverse_norm_ptr + offs_m, tl.where(usable, inverse, float("nan")), mask=mask_m)
+        if mean_text is not None:
+            cosine = tl.where(usable, tl.sum(x * mean_text[None, :], axis=1) * inverse, 0.0)
+            tl.store(alignment_ptr + offs_m, tl.where(words > 0, cosine, float("nan")), mask=mask_m)
+
+
 @triton.jit(do_not_specialize=["samples", "text_chunks"])
 def _finish_kernel(
     # tensors
@@ -383,27 +421,28 @@ def _finish_kernel(
     else:
         if origin_ptr is not None:
             chunk = text_chunks + program - samples
-            first = tl.load(chunks_ptr + chunk * 3)
-            last = tl.load(chunks_ptr + chunk * 3 + 1)
             sample = tl.load(chunks_ptr + chunk * 3 + 2)
-            offs_d = tl.arange(0, BLOCK_D)
-            origin = tl.load(origin_ptr + sample * D + offs_d, mask=offs_d < D, other=0.0)
+            mean_text = None
+            words = 0
             if mean_text_ptr is not None:
+                mean_text = _load_channels(mean_text_ptr + sample * D, D, BLOCK_D)
                 words = tl.load(cu_text_ptr + sample + 1) - tl.load(cu_text_ptr + sample)
-                mean_text = tl.load(mean_text_ptr + sample * D + offs_d, mask=offs_d < D, other=0.0)
-            for row in range(first, last, BLOCK_M):
-                offs_m = row + tl.arange(0, BLOCK_M).to(tl.int64)
-                mask_m = offs_m < last
-                norm = tl.load(norm_ptr + offs_m, mask=mask_m, other=0.0)
-                usable = norm <= LARGEST_NORM
-                x = _load_rows(tokens_ptr, offs_m, mask_m, stride_tokens_m, stride_tokens_d, D, BLOCK_D)
-                x = tl.where(usable[:, None], x - origin[None, :], 0.0)
-                centred = row_norm(x)
-                inverse = inverse_where((norm >= ZERO_NORM) & (centred > norm * ZERO_SHARE), centred)
-                tl.store(inverse_norm_ptr + offs_m, tl.where(usable, inverse, float("nan")), mask=mask_m)
-                if mean_text_ptr is not None:
-                    cosine = tl.where(usable, tl.sum(x * mean_text[None, :], axis=1) * inverse, 0.0)
-                    tl.store(alignment_ptr + offs_m, tl.where(words > 0, cosine, float("nan")), mask=mask_m)
+            _measure_chunk(
+                tl.load(chunks_ptr + chunk * 3),
+                tl.load(chunks_ptr + chunk * 3 + 1),
+                tokens_ptr,
+                norm_ptr,
+                inverse_norm_ptr,
+                alignment_ptr,
+                _load_channels(origin_ptr + sample * D, D, BLOCK_D),
+                mean_text,
+                words,
+                stride_tokens_m,
+                stride_tokens_d,
+                D,
+                BLOCK_M,
+                BLOCK_D,
+            )
 
 
 def launch_config(d: int) -> dict[str, int]:

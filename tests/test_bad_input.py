@@ -234,7 +234,6 @@ bad("plan_budgets", "statistics", Unsupported, (None, "NoneType"))
 bad("plan_budgets", "cu_images", Invalid, (None, "shape [2]"), named="statistics.variation")
 BACKENDS = "token_statistics greedy_select pareto_front gather_tokens prune"
 bad(BACKENDS, "backend", Invalid, ("tirton", "'tirton'"), (None, "None"))
-bad(BACKENDS, "backend", Unavailable, ("triton", "'triton'"))
 bad("token_statistics prune", "cu_text", Invalid, (None, "None"), ([0, 3], "2"))
 bad("token_statistics prune", "text", Invalid, (None, "boundaries"), named="cu_text")
 bad("token_statistics", "center", Invalid, ("mean", "'mean'"), (None, "None"))

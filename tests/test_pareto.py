@@ -33,7 +33,7 @@ def test_fronts_obey_their_definition(pairs):
         assert rank == (max(above) + 1 if above else 0)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_by_hand(backend):
     diversity = torch.tensor([3.0, 2.0, 1.0, 2.0, 2.0, 1.0, 1.0, 9.0])
     alignment = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 2.0, 1.0, 9.0])

@@ -59,7 +59,7 @@ def statistics():
     boundaries = [0, 1, 300, 350, 600, 700, 1000, 1010], [0, 3, 6, 7]
     for center in ("sample", "none"):
         check_statistics(tokens, *boundaries, text=text, cu_text=[0, 4, 9, 9], center=center)
-        test_statistics.test_a_batch_equals_its_samples_alone(torch.float32, center)
+        test_statistics.test_a_batch_equals_its_samples_alone("torch", torch.float32, center)
 
 
 def selection(objective):

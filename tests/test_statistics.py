@@ -13,9 +13,9 @@ from benchmarks.workloads import DTYPES, KINDS, SHAPES, make_tokens
 FLOATS = ("origin", "inverse_norm", "direction_sum", "diversity", "variation", "alignment")
 
 
-def check_statistics(tokens, cu_tokens, cu_images=None, rtol=1e-5, atol=2e-6, **options):
-    """The torch backend's statistics are the reference's, computed from pairs in fp64."""
-    found = tt.token_statistics(tokens, cu_tokens, cu_images, backend="torch", **options)
+def check_statistics(tokens, cu_tokens, cu_images=None, rtol=1e-5, atol=2e-6, backend="torch", **options):
+    """The backend's statistics are the reference's, computed from pairs in fp64."""
+    found = tt.token_statistics(tokens, cu_tokens, cu_images, backend=backend, **options)
     expected = tt.token_statistics(tokens, cu_tokens, cu_images, backend="reference", **options)
     assert torch.equal(found.nonzero, expected.nonzero)
     for name in FLOATS:
@@ -49,7 +49,7 @@ def test_ragged_samples_with_and_without_text(kind, offset, center):
     check_statistics(tokens, [0, 1, 300, 311, 700], [0, 2, 3, 4], rtol=tolerance, atol=tolerance, **options)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_by_hand(backend):
     tokens = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [-5.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     out = tt.token_statistics(
@@ -68,7 +68,7 @@ def test_by_hand(backend):
     torch.testing.assert_close(centred.inverse_norm[5], torch.tensor(1 / math.hypot(1 / 3, 1.0)))
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("count", [2, 255, 4000])
 def test_a_constant_image_has_no_diversity(count, dtype, backend):
@@ -85,7 +85,7 @@ def test_no_cancellation_in_a_nearly_constant_image(count, monkeypatch):
     assert tt.token_statistics(tokens, [0, count], backend="torch").diversity.item() < 1e-5
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_zero_tokens_are_left_out(backend):
     tokens = make_tokens("noise", 40, 16)
     holes = torch.zeros(60, 16)
@@ -100,7 +100,7 @@ def test_zero_tokens_are_left_out(backend):
     torch.testing.assert_close(out.variation, alone.variation)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_variation_needs_two_images_with_a_direction(backend):
     tokens = torch.cat([make_tokens("noise", 10, 4), torch.zeros(5, 4)])
     out = tt.token_statistics(tokens, [0, 10, 15], [0, 2], backend=backend)
@@ -108,7 +108,7 @@ def test_variation_needs_two_images_with_a_direction(backend):
     assert out.diversity[1] == 0
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e19], ids=str)
 def test_what_is_not_finite_is_marked_and_left_out(bad, backend):
     tokens = make_tokens("noise", 20, 4)
@@ -143,14 +143,21 @@ def test_fp64_in_fp64_out(backend):
 
 @pytest.mark.parametrize("center", ["sample", "none"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_a_batch_equals_its_samples_alone(dtype, center):
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_batch_equals_its_samples_alone(backend, dtype, center):
     tokens = make_tokens("clusters", 900, 40, dtype=dtype)
     text = make_tokens("noise", 9, 40, seed=1, dtype=dtype)
     together = tt.token_statistics(
-        tokens, [0, 3, 300, 311, 700, 900], [0, 2, 4, 5], text=text, cu_text=[0, 4, 4, 9], center=center
+        tokens,
+        [0, 3, 300, 311, 700, 900],
+        [0, 2, 4, 5],
+        text=text,
+        cu_text=[0, 4, 4, 9],
+        center=center,
+        backend=backend,
     )
-    second = tt.token_statistics(tokens[300:700], [0, 11, 400], center=center)
-    third = tt.token_statistics(tokens[700:], [0, 200], text=text[4:], center=center)
+    second = tt.token_statistics(tokens[300:700], [0, 11, 400], center=center, backend=backend)
+    third = tt.token_statistics(tokens[700:], [0, 200], text=text[4:], center=center, backend=backend)
     for name, own, alone in (("images", slice(2, 4), second), ("images", slice(4, 5), third)):
         assert torch.equal(together.direction_sum[own], alone.direction_sum), name
         assert torch.equal(together.diversity[own], alone.diversity)

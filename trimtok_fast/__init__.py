@@ -14,7 +14,7 @@ from trimtok_fast.errors import (
     UnsupportedDtypeError,
     UnsupportedModelError,
 )
-from trimtok_fast.ops import gather_tokens, greedy_select, pareto_front, token_statistics
+from trimtok_fast.library import gather_tokens, greedy_select, pareto_front, token_statistics
 from trimtok_fast.pipeline import PruneResult, prune
 from trimtok_fast.statistics import TokenStatistics
 

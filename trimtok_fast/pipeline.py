@@ -13,7 +13,8 @@ from torch.profiler import record_function
 from trimtok_fast.budgets import BudgetPlan, check_plan, kept_of, plan_of, pools_at_most
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError
-from trimtok_fast.ops import choose_backend, exact, gather_tokens, no_seeds, rank, select
+from trimtok_fast.library import gather_tokens
+from trimtok_fast.ops import choose_backend, exact, no_seeds, rank, select
 from trimtok_fast.segments import Boundaries, Segments, cumulative, integers_on, parse_images
 from trimtok_fast.statistics import TokenStatistics
 from trimtok_fast.validation import check_text, check_tokens

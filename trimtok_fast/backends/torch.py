@@ -206,3 +206,12 @@ def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments) -> Te
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows by index."""
     return tokens.index_select(0, indices)
+
+
+def gather_gradient(grad: Tensor, indices: Tensor, rows: int) -> Tensor:
+    """The gradient of the tokens, from that of the gathered rows.
+
+    `index_put` adds up the rows of a repeated index in a fixed order; `index_add` does not on a GPU.
+    """
+    total = grad.new_zeros(rows, grad.shape[1], dtype=compute_dtype(grad))
+    return total.index_put((indices.long(),), grad.to(total.dtype), accumulate=True).to(grad.dtype)

@@ -1,6 +1,6 @@
 """The four ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
 
-Segment boundaries that are on the host size the launches; those of `pareto_front` may be on the device, unread.
+Boundaries that are known on the host size the launches; those of `pareto_front` may be on the device, unread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from trimtok_fast.backends.torch import gather_gradient
 from trimtok_fast.backends.triton_greedy import form_of, largest_stored
 from trimtok_fast.backends.triton_greedy import greedy_select as select_stored
 from trimtok_fast.backends.triton_rounds import select_in_rounds
@@ -44,13 +45,10 @@ def token_statistics(
     text_chunks, cu_text_chunks = np.empty((0, 3), np.int64), None
     if cu_text is not None:
         text_chunks, cu_text_chunks = _chunks(cu_text, np.arange(len(samples)))
-    tables = {
-        "chunks": np.concatenate([text_chunks, chunks]),
-        "cu_chunks": cu_chunks + len(text_chunks),
-        "cu_images": np.array(samples.offsets),
-        "cu_text": None if cu_text is None else np.array(cu_text.offsets),
-        "cu_text_chunks": cu_text_chunks,
-    }
+    all_chunks = np.concatenate([text_chunks, chunks])
+
+    def on_device(table: np.ndarray) -> Tensor:
+        return integers_on(tokens.device, tuple(table.ravel().tolist())).view(table.shape)
 
     def floats(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.float32)
@@ -58,7 +56,6 @@ def token_statistics(
     def integers(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.int64)
 
-    all_chunks = len(tables["chunks"])
     out = TokenStatistics(
         origin=floats(len(samples), d) if centred else None,
         inverse_norm=floats(count),
@@ -73,11 +70,15 @@ def token_statistics(
             **vars(out),
             tokens=tokens,
             text=text,
-            **_upload(tables, tokens.device),
+            chunks=on_device(all_chunks),
+            cu_chunks=on_device(cu_chunks + len(text_chunks)),
+            cu_images=samples.tensor(tokens.device),
+            cu_text=None if cu_text is None else cu_text.tensor(tokens.device),
+            cu_text_chunks=None if cu_text_chunks is None else on_device(cu_text_chunks),
             text_chunks=len(text_chunks),
-            direction=floats(all_chunks, d),
-            total=floats(all_chunks, d) if centred else None,
-            count=integers(all_chunks, 2),
+            direction=floats(len(all_chunks), d),
+            total=floats(len(all_chunks), d) if centred else None,
+            count=integers(len(all_chunks), 2),
             norm=floats(count) if centred else None,
             mean_text=floats(len(samples), d) if centred and text is not None else None,
         )
@@ -93,22 +94,6 @@ def _chunks(segments: Segments, sample: np.ndarray) -> tuple[np.ndarray, np.ndar
     first = offsets[owner] + (np.arange(len(owner)) - cu_chunks[owner]) * CHUNK_M
     end = np.minimum(first + CHUNK_M, offsets[owner + 1])
     return np.stack([first, end, sample[owner]], axis=1), cu_chunks
-
-
-def _upload(tables: dict[str, np.ndarray | None], device: torch.device) -> dict[str, Tensor | None]:
-    """Integer tables as tensors on the device, in one copy that the host does not wait for."""
-    given = {name: table for name, table in tables.items() if table is not None}
-    # Each starts on 16 bytes: pointers of another alignment would be compiled for anew.
-    starts = np.cumsum([0, *(table.size + table.size % 2 for table in given.values())])
-    host = torch.zeros(int(starts[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
-    for start, table in zip(starts.tolist(), given.values(), strict=False):
-        host[start : start + table.size] = torch.from_numpy(table.reshape(-1))
-    packed = host.to(device, non_blocking=True)
-    views = {
-        name: packed[start : start + table.size].view(table.shape)
-        for start, (name, table) in zip(starts.tolist(), given.items(), strict=False)
-    }
-    return {name: views.get(name) for name in tables}
 
 
 def greedy_select(
@@ -195,7 +180,7 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Gradients are put back by `index_put_`, which adds those of repeated rows in a fixed order."""
+    """What autograd has to know; `library` tells it again for compiled code."""
 
     @staticmethod
     def forward(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -213,4 +198,4 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.rows, grad.shape[1]).index_put((indices,), grad, accumulate=True), None
+        return gather_gradient(grad, indices, ctx.rows), None
