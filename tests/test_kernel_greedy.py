@@ -201,16 +201,15 @@ def test_all_forms_give_the_same_bits(objective, dtype, monkeypatch):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_lengths_that_the_host_does_not_know_change_no_bit(objective):
     tokens = make_tokens("clusters", 500, 40)
-    offsets, budgets = [0, 37, 300, 300, 301, 500], [9, 30, 0, 1, 20]
+    offsets, budgets = [0, 37, 300, 300, 301, 500], [9, 8, 0, 1, 10]
     expected = select(tokens, offsets, budgets, objective)
-    assert same(select(tokens, offsets, budgets, objective, known=False), expected)
     assert same(select(tokens, offsets, budgets, objective, known=False, bound=1100), expected)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_small_workspace_means_more_groups_and_the_same_bits(objective, monkeypatch):
     tokens = make_tokens("clusters", 500, 40)
-    offsets, budgets = [0, 100, 200, 230, 500], [20, 20, 3, 30]
+    offsets, budgets = [0, 100, 200, 230, 500], [5, 6, 3, 8]
     expected = select(tokens, offsets, budgets, objective)
     recorder = Recorder(greedy._greedy_kernel, lambda kernel, grid, a, k: kernel[grid](*a, **k))
     monkeypatch.setattr(greedy, "_greedy_kernel", recorder)
@@ -249,13 +248,13 @@ def test_nothing_is_written_outside_the_slots(objective, monkeypatch):
         made.append(outer)
         return backend.Workspace(*(None if tensor is None else tensor[1:-1] for tensor in outer))
 
-    tokens = make_tokens("clusters", 400, 40)
+    tokens = make_tokens("clusters", 229, 40)
     for form in FORMS.values():
         monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
         monkeypatch.setattr(backend, "allocate", allocate)
-        expected = select(tokens, [0, 100, 229], [30, 40], objective)
+        expected = select(tokens, [0, 100, 229], [5, 12], objective)
         monkeypatch.setattr(backend, "allocate", guarded)
-        assert same(select(tokens, [0, 100, 229], [30, 40], objective), expected)
+        assert same(select(tokens, [0, 100, 229], [5, 12], objective), expected)
     for tensor in itertools.chain(*made):
         for slot in () if tensor is None else (tensor[0], tensor[-1]):
             assert (slot == fill[slot.dtype] if slot.dtype in fill else slot.isnan()).all()
@@ -316,9 +315,9 @@ def compiled(monkeypatch, dtype):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(objective, dtype, monkeypatch):
-    tokens = make_tokens("clusters", 160, 70, offset=0.5, dtype=dtype)
+    tokens = make_tokens("clusters", 110, 70, offset=0.5, dtype=dtype)
     tokens[[3, 100]] = 0
-    tokens[90:95] = tokens[30:35]
+    tokens[90:95] = tokens[75:80]
     origin = tokens.double().mean(0, keepdim=True).float().repeat(2, 1)
     compiled(monkeypatch, dtype)
     results = []
@@ -328,32 +327,31 @@ def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(obje
             results.append(
                 select(
                     tokens,
-                    [0, 67, 160],
-                    [9, 14],
+                    [0, 67, 110],
+                    [7, 7],
                     objective,
                     seeds=[3, 70],
                     cu_seeds=[0, 1, 2],
                     origin=origin,
-                    rows=torch.arange(160).flip(0).roll(-93),
+                    rows=torch.arange(110).flip(0).roll(-43),
                 )
             )
     assert all(same(result, results[0]) for result in results)
-    for k, (low, high, start, end) in enumerate([(0, 67, 0, 9), (67, 160, 9, 23)]):
+    for k, (low, high, start, end) in enumerate([(0, 67, 0, 7), (67, 110, 7, 14)]):
         judge = dict(objective=objective, seeds=1, origin=origin[k], rows=torch.arange(low, high))
         assert certify(tokens, results[0][0][start:end], **judge).regret <= test_greedy.TOLERANCE[dtype]
 
 
 def test_coverage_reads_the_rows_of_the_moved_tokens_and_no_more(monkeypatch):
-    tokens = make_tokens("photo-like", 192, 32)
+    tokens = make_tokens("photo-like", 256, 32)
     reports = compiled(monkeypatch, torch.float32)
     monkeypatch.setattr(greedy, "SIZE_CLASSES", (FORMS["staged"],))
-    picks, _ = select(tokens, [0, 192], [38])
+    picks, _ = select(tokens, [0, 256], [26])
     cosines = torch.nn.functional.normalize(tokens.double())
     cosines = (cosines @ cosines.T).clamp(min=0)
-    best, moved = torch.zeros(192).double(), 0
+    best, moved = torch.zeros(256).double(), 0
     for pick in picks.tolist():
         moved += int((cosines[pick] > best + 1e-6).sum())
         best = best.maximum(cosines[pick])
-    entry = 4
-    rows = (moved + len(picks)) * 192 * entry
-    assert rows <= reports[-1].bytes["load"] <= 1.2 * rows + 192 * 64
+    rows = (moved + len(picks)) * 256 * 4
+    assert rows <= 32 * reports[-1].sectors["load"] <= 1.2 * rows
