@@ -358,11 +358,17 @@ FAULTS = {
     "no bound on what groups hold back": ("offs % KEEP == KEEP - 1, key - 1", "offs < 0, key - 1"),
     "no bound on what is not a candidate": ("tl.where(key <= cut, key, NO_KEY)", "NO_KEY + 0 * key"),
     "columns rounded down": ("(32 if halving == 0 else 16)", "1"),
-    "columns past the accepted": ("scale = tl.load(candidate_scale_ptr + slot, mask=mask_a", "scale = tl.load(candidate_scale_ptr + slot, mask=slot == slot"),
+    "columns past the accepted": (
+        "scale = tl.load(candidate_scale_ptr + slot, mask=mask_a",
+        "scale = tl.load(candidate_scale_ptr + slot, mask=slot == slot",
+    ),
     "tokens that do not exist": ("(group < groups) & (position < size)", "(group < groups)"),
     "stride of the channels": ("offs_d[None, :] * stride_tokens_d", "offs_d[None, :]"),
     "copies apart": ("distance < ZERO_DISTANCE", "distance < 0"),
-    "picks compete again": ("tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0", "tl.store(value_ptr + pick, tl.full([CANDIDATES], 0.0"),
+    "picks compete again": (
+        "tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0",
+        "tl.store(value_ptr + pick, tl.full([CANDIDATES], 0.0",
+    ),
 }
 
 
