@@ -1,4 +1,4 @@
-"""`prune` and `greedy_select` on kernels as a whole: all stages, and segments that fit beside some that do not."""
+"""`prune` and `greedy_select` on kernels as a whole: all stages, segments that fit and one that does not."""
 
 from __future__ import annotations
 
@@ -73,3 +73,14 @@ def test_segments_that_fit_the_workspace_beside_one_that_does_not(objective):
         own = slice(start, start + budget)
         assert torch.equal(found[0][own], alone[0] + low) and torch.equal(found[1][own], alone[1])
         start += budget
+
+
+def test_budgets_are_not_read_where_their_total_is_given():
+    tokens = make_tokens("noise", 20, 8)
+    budgets = torch.tensor([3, 2])
+    picks, gain = tt.greedy_select(tokens, [0, 12, 20], budgets, total=9, backend="triton")
+    expected, _ = tt.greedy_select(tokens, [0, 12, 20], budgets, backend="reference")
+    assert picks.tolist() == [*expected.tolist(), -1, -1, -1, -1] and gain[5:].isnan().all()
+    for wrong, error in ((budgets.float(), TypeError), (budgets[:1], ValueError)):
+        with pytest.raises(error, match="budgets"):
+            tt.greedy_select(tokens, [0, 12, 20], wrong, total=9, backend="triton")
