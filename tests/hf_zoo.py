@@ -23,8 +23,10 @@ from torch import Tensor
 
 PAD, BOS, EOS = 0, 1, 2
 TEXT = range(10, 100)
-IMAGE, VIDEO, START, END, VIDEO_START, VIDEO_END, BREAK, ROW = range(100, 108)
-VOCABULARY = 112
+IMAGE, VIDEO, START, END, VIDEO_START, VIDEO_END, BREAK = range(100, 107)
+INDICATORS = range(107, 112)
+MARKS = range(112, 116)
+VOCABULARY = 120
 SPECIAL = (PAD, BOS, EOS, *range(100, VOCABULARY))
 
 #: What every greedy generation of the tests asks for: a fixed length, and no placeholder among the new ids.
@@ -257,6 +259,53 @@ def _qwen_config(vision: dict[str, Any], rope: dict[str, Any] | None = None, **t
     }
 
 
+def _qwen_family(
+    name: str, classes: tuple[str, str], config: Callable[[], dict[str, Any]], video: Any
+) -> Family:
+    return Family(name, classes, config, _qwen_picture, video, sequence=_qwen_sequence, bos=False)
+
+
+def _qwen2_vl_config() -> dict[str, Any]:
+    return _qwen_config({"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2})
+
+
+def _qwen2_5_vl_config(**text: Any) -> dict[str, Any]:
+    vision = {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
+    return _qwen_config({**vision, "window_size": 16, "fullatt_block_indexes": [1]}, **text)
+
+
+def _qwen3_vl_config() -> dict[str, Any]:
+    vision = {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    }
+    deepstack = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    return _qwen_config({**vision, **deepstack}, rope, head_dim=8)
+
+
+def _glm4v_config() -> dict[str, Any]:
+    vision = {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32, "image_size": 32}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [1, 1, 0],
+        "partial_rotary_factor": 0.5,
+    }
+    config = _qwen_config(vision, rope)
+    for key in ("vision_start_token_id", "vision_end_token_id", "video_token_id"):
+        del config[key]
+    marks = {
+        "image_start_token_id": START,
+        "image_end_token_id": END,
+        "video_start_token_id": VIDEO_START,
+        "video_end_token_id": VIDEO_END,
+    }
+    return {**config, "video_token_id": VIDEO, **marks}
+
+
 # LLaVA: pictures of one size, whose placeholders merge into one run where they are adjacent.
 
 
@@ -265,71 +314,379 @@ def _llava_picture(number: int) -> Item:
     return Item(ids, owner, {"pixel_values": _pixels(1, 3, 16, 16, seed=number)})
 
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family(
-            "llava",
-            ("LlavaConfig", "LlavaForConditionalGeneration"),
-            lambda: {
-                "text_config": _text(model_type="llama"),
-                "vision_config": _tower(model_type="clip_vision_model", projection_dim=16),
-                "image_token_index": IMAGE,
-            },
-            _llava_picture,
-        ),
-        Family(
-            "qwen2_vl",
-            ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration"),
-            lambda: _qwen_config({"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
-            _qwen_picture,
-            _qwen_video,
-            sequence=_qwen_sequence,
-            bos=False,
-        ),
-        Family(
-            "qwen2_5_vl",
-            ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
-            lambda: _qwen_config(
-                {
-                    "hidden_size": 16,
-                    "intermediate_size": 24,
-                    "out_hidden_size": 32,
-                    "window_size": 16,
-                    "fullatt_block_indexes": [1],
-                }
-            ),
-            _qwen_picture,
-            _qwen_video,
-            sequence=_qwen_sequence,
-            bos=False,
-        ),
-        Family(
-            "qwen3_vl",
-            ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
-            lambda: _qwen_config(
-                {
-                    "hidden_size": 16,
-                    "intermediate_size": 24,
-                    "out_hidden_size": 32,
-                    "num_position_embeddings": 64,
-                    "deepstack_visual_indexes": [0, 1],
-                },
-                {
-                    "rope_type": "default",
-                    "rope_theta": 10000.0,
-                    "mrope_section": [2, 1, 1],
-                    "mrope_interleaved": True,
-                },
-                head_dim=8,
-            ),
-            _qwen_picture,
-            _qwen3_video,
-            sequence=_qwen_sequence,
-            bos=False,
-        ),
+def _llava_config() -> dict[str, Any]:
+    return {
+        "text_config": _text(model_type="llama"),
+        "vision_config": _tower(model_type="clip_vision_model", projection_dim=16),
+        "image_token_index": IMAGE,
+    }
+
+
+# LLaVA-NeXT and LLaVA-OneVision: a small copy, then tiles with a learned newline token at each row's end.
+# A picture is ((height, width), tiles with the small copy, rows, columns): 8 x 8 pixels a tile, 2 x 2 tokens.
+
+ANYRES = (((16, 8), 3, 4, 2), ((8, 16), 3, 2, 4), ((16, 16), 5, 4, 4))
+
+
+def _anyres_picture(number: int) -> Item:
+    size, tiles, rows, columns = ANYRES[number % len(ANYRES)]
+    ids, owner = _run(4 + rows * (columns + 1))
+    padded = torch.zeros(1, 5, 3, 8, 8)
+    padded[0, :tiles] = _pixels(tiles, 3, 8, 8, seed=number)
+    return Item(ids, owner, {"pixel_values": padded, "image_sizes": torch.tensor([size])})
+
+
+def _onevision_video(number: int) -> Item:
+    """Frames of one pooled token each at this size, and one newline token after the last."""
+    frames = 6
+    ids, owner = [VIDEO] * (frames + 1), [*range(frames), frames - 1]
+    return Item(ids, owner, {"pixel_values_videos": _pixels(1, frames, 3, 8, 8, seed=50 + number)})
+
+
+def _anyres_config(tower: str, **changes: Any) -> dict[str, Any]:
+    extra = {"projection_dim": 16} if tower == "clip_vision_model" else {"vision_use_head": False}
+    return {
+        "vision_config": _tower(model_type=tower, image_size=8, **extra),
+        "image_token_index": IMAGE,
+        "image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]],
+        **changes,
+    }
+
+
+# Tiles: a picture is one run of placeholders (InternVL), or runs between marks (Aya Vision, Ovis2, Llama 4,
+# Idefics3). The number of a picture picks how many tiles it has.
+
+TILES = (1, 3, 5)
+
+
+def _internvl_picture(number: int) -> Item:
+    tiles = TILES[number % len(TILES)]
+    ids, owner = _run(4 * tiles, IMAGE, [START], [END])
+    return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
+
+
+def _internvl_config() -> dict[str, Any]:
+    vision = _tower(model_type="internvl_vision", image_size=[16, 16], patch_size=[4, 4])
+    return {
+        "text_config": _text(model_type="qwen2"),
+        "vision_config": vision,
+        "image_token_id": IMAGE,
+        "image_seq_length": 4,
+        "tie_word_embeddings": False,
+    }
+
+
+def _tiled(tiles: int, count: int, marks: Callable[[int], tuple[list[int], list[int]]], whole: bool) -> Any:
+    """ids and owner of `tiles` runs of `count` placeholders between marks; one image, or one a tile."""
+    ids: list[int] = []
+    owner: list[int] = []
+    for tile in range(tiles):
+        before, after = marks(tile)
+        ids += [*before, *[IMAGE] * count, *after]
+        owner += [-1] * len(before) + [0 if whole else tile] * count + [-1] * len(after)
+    return ids, owner
+
+
+def _aya_picture(number: int) -> Item:
+    """Tiles, then the small copy. No id of a mark is in the config, so each tile is an image."""
+    tiles = TILES[number % len(TILES)]
+
+    def marks(tile: int) -> tuple[list[int], list[int]]:
+        last = tile == tiles - 1
+        name = [MARKS[0]] if last else [MARKS[1], TEXT.start + tile]
+        return [START] * (tile == 0) + name, [END] * last
+
+    ids, owner = _tiled(tiles, 4, marks, whole=False)
+    return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
+
+
+def _aya_config() -> dict[str, Any]:
+    layers = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+    return {
+        "text_config": _text(model_type="cohere2", **layers),
+        "vision_config": _tower(model_type="siglip_vision_model", vision_use_head=False),
+        "image_token_index": IMAGE,
+        "downsample_factor": 2,
+    }
+
+
+def _ovis2_picture(number: int) -> Item:
+    """The small copy, then tiles; the marks' ids are the config's visual indicators."""
+    start, grid, column, row, end = INDICATORS
+    tiles = TILES[number % len(TILES)]
+
+    def marks(tile: int) -> tuple[list[int], list[int]]:
+        after = grid if tile == 0 else row if tile % 2 == 0 else column
+        return [start] * (tile == 0), [after] * (tile == 0 or tile < tiles - 1) + [end] * (tile == tiles - 1)
+
+    ids, owner = _tiled(tiles, 4, marks, whole=True)
+    return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
+
+
+def _ovis2_config() -> dict[str, Any]:
+    vision = _tower(vocab_size=24, hidden_stride=2, num_visual_indicator_tokens=5)
+    return {
+        "text_config": _text(model_type="qwen2"),
+        "vision_config": vision,
+        "image_token_id": IMAGE,
+        "visual_indicator_token_ids": list(INDICATORS),
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "tie_word_embeddings": False,
+    }
+
+
+def _llama4_picture(number: int) -> Item:
+    """Tiles, then the small copy; begin and end of a picture are in the config."""
+    tiles = TILES[number % len(TILES)]
+
+    def marks(tile: int) -> tuple[list[int], list[int]]:
+        last = tile == tiles - 1
+        name = [MARKS[0]] if last else []
+        return [START] * (tile == 0) + name, [END] if last else [MARKS[1 + tile % 2]]
+
+    ids, owner = _tiled(tiles, 4, marks, whole=True)
+    return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
+
+
+def _llama4_config() -> dict[str, Any]:
+    vision = _tower(
+        vision_output_dim=16,
+        projector_input_dim=16,
+        projector_output_dim=16,
+        pixel_shuffle_ratio=0.5,
+        intermediate_size=64,
     )
-}
+    text = _text(
+        head_dim=8,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        interleave_moe_layer_step=2,
+        no_rope_layers=[1, 0],
+        attention_chunk_size=24,
+    )
+    return {
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_index": IMAGE,
+        "boi_token_index": START,
+        "eoi_token_index": END,
+    }
+
+
+def _idefics3_picture(number: int) -> Item:
+    """Tiles in rows, then the small copy. No id of a mark is in the config, so each tile is an image."""
+    tiles = TILES[number % len(TILES)]
+
+    def marks(tile: int) -> tuple[list[int], list[int]]:
+        last = tile == tiles - 1
+        return [START, MARKS[0] if last else MARKS[1 + tile % 2]], [START] if last else []
+
+    ids, owner = _tiled(tiles, 4, marks, whole=False)
+    return Item(ids, owner, {"pixel_values": _pixels(1, tiles, 3, 16, 16, seed=number)})
+
+
+def _idefics3_collate(rows: list[list[Item]], length: int) -> dict[str, Tensor]:
+    """[B, tiles of the fullest row, 3, H, W], empty places all zero."""
+    values = [torch.cat([item.tensors["pixel_values"][0] for item in row]) if row else None for row in rows]
+    most = max(len(value) for value in values if value is not None)
+    out = torch.zeros(len(rows), most, 3, 16, 16)
+    for row, value in enumerate(values):
+        if value is not None:
+            out[row, : len(value)] = value
+    return {"pixel_values": out}
+
+
+def _idefics3_config() -> dict[str, Any]:
+    return {
+        "text_config": _text(model_type="llama"),
+        "vision_config": _tower(),
+        "image_token_id": IMAGE,
+        "scale_factor": 2,
+    }
+
+
+# Gemma: bidirectional attention among a picture's tokens (Gemma 3) or all over the prompt (PaliGemma).
+
+
+def _gemma3_picture(number: int) -> Item:
+    ids, owner = _run(16, IMAGE, [TEXT.start, START], [END, TEXT.start])
+    return Item(ids, owner, {"pixel_values": _pixels(1, 3, 32, 32, seed=number)})
+
+
+def _gemma3_config() -> dict[str, Any]:
+    text = _text(
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=12,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return {
+        "text_config": text,
+        "vision_config": _tower(model_type="siglip_vision_model", image_size=32, vision_use_head=False),
+        "image_token_index": IMAGE,
+        "boi_token_index": START,
+        "eoi_token_index": END,
+        "mm_tokens_per_image": 16,
+        "tie_word_embeddings": False,
+    }
+
+
+def _paligemma_config() -> dict[str, Any]:
+    return {
+        "text_config": _text(model_type="gemma", head_dim=8),
+        "vision_config": _tower(model_type="siglip_vision_model", vision_use_head=False),
+        "image_token_index": IMAGE,
+        "vocab_size": VOCABULARY,
+        "projection_dim": 32,
+        "hidden_size": 32,
+        "tie_word_embeddings": False,
+    }
+
+
+# Mistral 3: rows of placeholders with a break between; Kimi: grids of patches, merged 2 x 2, one frame.
+
+SIZES = ((8, 16), (16, 24), (24, 16))
+
+
+def _mistral3_picture(number: int) -> Item:
+    height, width = SIZES[number % len(SIZES)]
+    ids: list[int] = []
+    for _ in range(height // 4):
+        ids += [*[IMAGE] * (width // 4), BREAK]
+    ids[-1] = END
+    values = torch.zeros(1, 3, 24, 24)
+    values[0, :, :height, :width] = _pixels(3, height, width, seed=number)
+    owner = [0 if token == IMAGE else -1 for token in ids]
+    return Item(ids, owner, {"pixel_values": values, "image_sizes": torch.tensor([[height, width]])})
+
+
+def _mistral3_config(**text: Any) -> dict[str, Any]:
+    return {
+        "text_config": _text(model_type="mistral", head_dim=8, **{"sliding_window": None, **text}),
+        "vision_config": _tower(model_type="pixtral", patch_size=2, image_size=24, head_dim=8),
+        "image_token_index": IMAGE,
+        "spatial_merge_size": 2,
+        "tie_word_embeddings": False,
+    }
+
+
+def _kimi_picture(number: int) -> Item:
+    grid = GRIDS[number % len(GRIDS)]
+    ids, owner = _run(grid[1] * grid[2] // 4, IMAGE, [START], [END])
+    values = _pixels(grid[1] * grid[2], 3, 4, 4, seed=number)
+    return Item(ids, owner, {"pixel_values": values, "image_grid_thw": torch.tensor([grid])})
+
+
+def _kimi_config() -> dict[str, Any]:
+    text = _text(
+        model_type="deepseek_v3",
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+        num_key_value_heads=4,
+    )
+    vision = _tower(pos_emb_height=8, pos_emb_width=8)
+    del vision["image_size"]
+    return {
+        "text_config": text,
+        "vision_config": vision,
+        "projection_hidden_size": 16,
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+        "tie_word_embeddings": False,
+    }
+
+
+_EVERY_FAMILY = (
+    Family("llava", ("LlavaConfig", "LlavaForConditionalGeneration"), _llava_config, _llava_picture),
+    Family(
+        "llava_next",
+        ("LlavaNextConfig", "LlavaNextForConditionalGeneration"),
+        lambda: _anyres_config("clip_vision_model", text_config=_text(model_type="llama")),
+        _anyres_picture,
+    ),
+    Family(
+        "llava_onevision",
+        ("LlavaOnevisionConfig", "LlavaOnevisionForConditionalGeneration"),
+        lambda: _anyres_config(
+            "siglip_vision_model", text_config=_text(model_type="qwen2"), video_token_index=VIDEO
+        ),
+        _anyres_picture,
+        _onevision_video,
+    ),
+    Family(
+        "internvl",
+        ("InternVLConfig", "InternVLForConditionalGeneration"),
+        _internvl_config,
+        _internvl_picture,
+    ),
+    _qwen_family(
+        "qwen2_vl", ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration"), _qwen2_vl_config, _qwen_video
+    ),
+    _qwen_family(
+        "qwen2_5_vl",
+        ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
+        _qwen2_5_vl_config,
+        _qwen_video,
+    ),
+    _qwen_family(
+        "qwen3_vl", ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"), _qwen3_vl_config, _qwen3_video
+    ),
+    _qwen_family("glm4v", ("Glm4vConfig", "Glm4vForConditionalGeneration"), _glm4v_config, None),
+    Family(
+        "gemma3",
+        ("Gemma3Config", "Gemma3ForConditionalGeneration"),
+        _gemma3_config,
+        _gemma3_picture,
+        sequence=lambda ids: {"token_type_ids": (ids == IMAGE).long()},
+    ),
+    Family(
+        "idefics3",
+        ("Idefics3Config", "Idefics3ForConditionalGeneration"),
+        _idefics3_config,
+        _idefics3_picture,
+        collate=_idefics3_collate,
+    ),
+    Family(
+        "smolvlm",
+        ("SmolVLMConfig", "SmolVLMForConditionalGeneration"),
+        _idefics3_config,
+        _idefics3_picture,
+        collate=_idefics3_collate,
+    ),
+    Family(
+        "mistral3",
+        ("Mistral3Config", "Mistral3ForConditionalGeneration"),
+        _mistral3_config,
+        _mistral3_picture,
+    ),
+    Family("aya_vision", ("AyaVisionConfig", "AyaVisionForConditionalGeneration"), _aya_config, _aya_picture),
+    Family(
+        "paligemma",
+        ("PaliGemmaConfig", "PaliGemmaForConditionalGeneration"),
+        _paligemma_config,
+        _llava_picture,
+        sequence=lambda ids: {"token_type_ids": torch.zeros_like(ids)},
+    ),
+    Family("ovis2", ("Ovis2Config", "Ovis2ForConditionalGeneration"), _ovis2_config, _ovis2_picture),
+    Family("llama4", ("Llama4Config", "Llama4ForConditionalGeneration"), _llama4_config, _llama4_picture),
+    Family("kimi_k25", ("Kimi_K25Config", "Kimi_K25ForConditionalGeneration"), _kimi_config, _kimi_picture),
+)
+
+#: The families that the installed release of transformers has.
+FAMILIES = {family.name: family for family in _EVERY_FAMILY if hasattr(transformers, family.classes[1])}
 
 
 def accepted(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
