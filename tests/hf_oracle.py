@@ -79,19 +79,15 @@ def run(model: Any, inputs: dict[str, Tensor], new_ids: Tensor | None = None) ->
     """
     mask = inputs["attention_mask"]
     with torch.no_grad():
-        start = {} if "mm_token_type_ids" in inputs or _grids(inputs) else {"position_ids": _positions(mask)}
+        start = prefill_positions(inputs)
         out = model(**inputs, **start, use_cache=True)
         prefill, steps = out.logits, []
         for ids in () if new_ids is None else new_ids.split(1, 1):
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
-            position = _positions(mask)[:, -1:]
-            deltas = getattr(model.model, "rope_deltas", None) if not start else None
-            if deltas is not None:
-                position = (position + deltas).expand(3, -1, -1)
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=position,
+                position_ids=next_position(mask, None if start else model.model.rope_deltas),
                 past_key_values=out.past_key_values,
                 use_cache=True,
             )
@@ -99,12 +95,17 @@ def run(model: Any, inputs: dict[str, Tensor], new_ids: Tensor | None = None) ->
     return prefill, torch.cat(steps, 1) if steps else prefill[:, :0]
 
 
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
+def prefill_positions(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What to give a prefill: nothing where the model counts in several dimensions."""
+    if "mm_token_type_ids" in inputs or "image_grid_thw" in inputs or "video_grid_thw" in inputs:
+        return {}
+    return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
 
 
-def _grids(inputs: dict[str, Tensor]) -> bool:
-    return "image_grid_thw" in inputs or "video_grid_thw" in inputs
+def next_position(mask: Tensor, deltas: Tensor | None) -> Tensor:
+    """Where the last token of each row stands, `deltas` behind by M-RoPE's count."""
+    position = mask.sum(1, keepdim=True) - 1
+    return position if deltas is None else (position + deltas).expand(3, -1, -1)
 
 
 def masked_run(
