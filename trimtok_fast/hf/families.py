@@ -21,8 +21,8 @@ class Family:
 
     Attributes:
         name: as in `transformers.models`.
-        images: the rule (in `images.py`) that finds where images begin: "runs", "entries", "grid", "closed",
-            "tiled".
+        images: the rule (in `images.py`) that finds where images begin: "runs", "grid", "entries", "closed",
+            "opened", "tiled".
         language_model: the outer module's attribute that holds the language model.
     """
 
@@ -44,7 +44,7 @@ FAMILIES = {
     "LlavaNextModel": Family("llava_next", "entries"),
     "LlavaOnevisionModel": Family("llava_onevision", "entries"),
     "Mistral3Model": Family("mistral3", "entries"),
-    "Ovis2Model": Family("ovis2", "closed"),
+    "Ovis2Model": Family("ovis2", "opened"),
     "PaliGemmaModel": Family("paligemma", "entries"),
     "Qwen2VLModel": Family("qwen2_vl", "grid"),
     "Qwen2_5_VLModel": Family("qwen2_5_vl", "grid"),

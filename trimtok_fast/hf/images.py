@@ -44,8 +44,8 @@ def image_starts(
         return runs | _frame_starts(visual, positions[-2:])
     if family.images == "entries":
         return _entry_starts(ids, visual, runs, entries, config)
-    if family.images in ("closed", "tiled"):
-        return _joined(family.images, ids, visual, runs)
+    if family.images in ("closed", "opened", "tiled"):
+        return _joined(family.images, ids, visual, runs, config)
     return runs
 
 
@@ -81,11 +81,11 @@ def _entry_starts(ids: Tensor, visual: Tensor, runs: Tensor, entries: Entries, c
 def _frames(length: int, config: Any) -> list[int]:
     """A LLaVA-OneVision video: the pooled grid of each frame, and one token that closes the last."""
     side = -(-(config.vision_config.image_size // config.vision_config.patch_size) // 2)
-    frames = max(length // side**2, 1)
+    frames = max((length - 1) // side**2, 1)
     return [side**2] * (frames - 1) + [length - side**2 * (frames - 1)]
 
 
-def _joined(rule: str, ids: Tensor, visual: Tensor, runs: Tensor) -> Tensor:
+def _joined(rule: str, ids: Tensor, visual: Tensor, runs: Tensor, config: Any) -> Tensor:
     """Tiles of an image are runs of their own, with marks between: keep the starts that begin an image."""
     starts = runs.clone()
     ends = visual & ~torch.cat([visual[:, 1:], torch.zeros_like(visual[:, :1])], dim=1)
@@ -99,6 +99,8 @@ def _joined(rule: str, ids: Tensor, visual: Tensor, runs: Tensor) -> Tensor:
             gap = tokens[end + 1 : begin]
             if rule == "closed":  # the mark after the row's last tile closes every image
                 apart = closing is None or gap[0] == closing
+            elif rule == "opened":  # a mark before the first tile opens every image
+                apart = config.visual_indicator_token_ids[0] in gap
             else:  # one mark opens each tile and closes the image: twice in the gap, it stands between images
                 apart = len(gap) > 2 and gap[0] == gap[-2]
             starts[row, begin] = apart
