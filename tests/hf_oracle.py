@@ -79,7 +79,7 @@ def run(model: Any, inputs: dict[str, Tensor], new_ids: Tensor | None = None) ->
     """
     mask = inputs["attention_mask"]
     with torch.no_grad():
-        start = prefill_positions(inputs)
+        start = prefill_positions(model, inputs)
         out = model(**inputs, **start, use_cache=True)
         prefill, steps = out.logits, []
         for ids in () if new_ids is None else new_ids.split(1, 1):
@@ -95,9 +95,9 @@ def run(model: Any, inputs: dict[str, Tensor], new_ids: Tensor | None = None) ->
     return prefill, torch.cat(steps, 1) if steps else prefill[:, :0]
 
 
-def prefill_positions(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefill_positions(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """What to give a prefill: nothing where the model counts in several dimensions."""
-    if "mm_token_type_ids" in inputs or "image_grid_thw" in inputs or "video_grid_thw" in inputs:
+    if hasattr(getattr(model, "model", None), "rope_deltas"):
         return {}
     return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
 

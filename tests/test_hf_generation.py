@@ -281,7 +281,7 @@ def test_what_a_cache_holds_follows_its_rows(name: str, how: str, rows: list[int
     new_ids = torch.randint(TEXT.start, TEXT.stop, (3, 2), generator=torch.Generator().manual_seed(2))
     steps, mask = [], inputs["attention_mask"][rows]
     with tt.patched(model, CONFIG) as handle, torch.no_grad():
-        start = prefill_positions(inputs)
+        start = prefill_positions(model, inputs)
         cache = model(**inputs, **start, use_cache=True).past_key_values
         deltas = None if start else model.model.rope_deltas[rows]
         getattr(cache, how)(2 if how == "batch_repeat_interleave" else torch.tensor(rows))
