@@ -726,3 +726,31 @@ def accepted(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inputs that this release of transformers knows."""
     known = inspect.signature(model.forward).parameters
     return {key: value for key, value in inputs.items() if key in known}
+
+
+def refused() -> dict[str, Any]:
+    """Models that have no visual tokens in their sequence: cross-attention, encoder-decoder, text alone."""
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": VOCABULARY}
+    cross = {"num_hidden_layers": 2, "cross_attention_layers": [1]}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        "vision_output_dim": 32,
+        "intermediate_layers_indices": [0],
+        "supported_aspect_ratios": [[1, 1]],
+    }
+    configs = {
+        "MllamaForConditionalGeneration": transformers.MllamaConfig(
+            text_config=_text(rope_parameters=rope, **cross), vision_config=vision, image_token_index=IMAGE
+        ),
+        "T5ForConditionalGeneration": transformers.T5Config(**small),
+        "LlamaForCausalLM": transformers.LlamaConfig(**_text()),
+        "CLIPVisionModel": transformers.CLIPVisionConfig(**_tower()),
+    }
+    return {name: getattr(transformers, name)._from_config(config) for name, config in configs.items()}
