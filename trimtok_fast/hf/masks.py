@@ -15,13 +15,14 @@ from trimtok_fast.errors import UnsupportedModelError
 Masks = Tensor | Mapping[str, Tensor | None]
 
 
-def is_padding_mask(mask: Any) -> bool:
-    """Whether it only says what is padding; raises on what is no mask.
+def parse(mask: Any) -> tuple[Tensor | None, Masks | None]:
+    """What is padding (2-D, `None` if nothing is), or masks that say more (4-D).
 
     Raises:
-        UnsupportedModelError: neither a 2-D or 4-D tensor nor 4-D tensors by attention type.
+        UnsupportedModelError: neither tensors of these dimensions nor a mapping of them by attention type.
     """
-    for part in mask.values() if isinstance(mask, Mapping) else [mask]:
+    parts = list(mask.values()) if isinstance(mask, Mapping) else [mask]
+    for part in parts:
         if part is not None and not (isinstance(part, Tensor) and part.ndim in (2, 4)):
             raise UnsupportedModelError(
                 "attention_mask",
@@ -31,7 +32,9 @@ def is_padding_mask(mask: Any) -> bool:
                 else f"{type(part).__name__}, as flex attention makes them",
                 'Load the model with attn_implementation="sdpa" or "eager".',
             )
-    return mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    if any(part is not None and part.ndim == 4 for part in parts):
+        return None, mask
+    return next((part for part in parts if part is not None), None), None
 
 
 def padding_mask(mask: Tensor | None, columns: Tensor) -> Tensor:

@@ -105,14 +105,16 @@ def _replace_mask(
         drift: see `trim_prefill`.
     """
     cache, columns = kwargs.get("past_key_values"), slots.columns
-    mask: Any = kwargs.get("attention_mask")
-    if not masks.is_padding_mask(mask):
-        kwargs["attention_mask"] = masks.slot_masks(mask, queries, first, columns, cache, config)
-    elif _counts_tokens(config, slots.length, drift):
+    padding, original = masks.parse(kwargs.get("attention_mask"))
+    counts = _counts_tokens(config, slots.length, drift)
+    if original is not None:
+        mask: Any = masks.slot_masks(original, queries, first, columns, cache, config)
+    elif counts:
         dtype = kwargs["inputs_embeds"].dtype
-        kwargs["attention_mask"] = masks.window_masks(mask, queries, columns, cache, config, dtype)
+        mask = masks.window_masks(padding, queries, columns, cache, config, dtype)
     else:
-        kwargs["attention_mask"] = masks.padding_mask(mask, columns)
+        mask = masks.padding_mask(padding, columns)
+    kwargs["attention_mask"] = mask
 
 
 def _counts_tokens(config: Any, length: int, drift: bool) -> bool:
