@@ -2,8 +2,7 @@
 
 The way of the data: `hooks` sees a call, `images` finds its images, `selection` chooses, `trimming` (with
 `masks`) hands the language model what is left, `cache` remembers what was left out. `families` says in what
-the models differ, `patching` puts the hooks on and takes them off. Only the masks of windows import
-transformers.
+the models differ, `patching` puts the hooks on and takes them off. Nothing here imports transformers.
 """
 
 from trimtok_fast.hf.patching import PatchHandle, is_patched, patch, patched, unpatch

@@ -9,7 +9,7 @@ Inside the language model it is the plain cache again, and what arrives from out
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as memoised
 from typing import Any
 
@@ -26,24 +26,27 @@ class Slots:
     Attributes:
         columns: int64 [B, S], the original position in each slot, -1 for padding.
         length: how many original positions were seen.
+        right: whether padding stands to the right of a row's tokens.
     """
 
     columns: Tensor
     length: int
+    right: bool = False
 
     def extended(self, count: int) -> Slots:
         """These slots, and `count` new positions in each row."""
         new = torch.arange(self.length, self.length + count, device=self.columns.device)
         columns = torch.cat([self.columns, new.expand(len(self.columns), -1)], dim=1)
-        return Slots(columns, self.length + count)
+        return replace(self, columns=columns, length=self.length + count)
 
     def shortened(self, count: int) -> Slots:
         """These slots without the last `count`."""
-        return Slots(self.columns[:, : self.columns.shape[1] - count], self.length - count)
+        columns = self.columns[:, : self.columns.shape[1] - count]
+        return replace(self, columns=columns, length=self.length - count)
 
     def of_rows(self, rows: Tensor) -> Slots:
         """The slots of the given rows."""
-        return Slots(self.columns[rows.to(self.columns.device)], self.length)
+        return replace(self, columns=self.columns[rows.to(self.columns.device)])
 
 
 class TrimmedCache:

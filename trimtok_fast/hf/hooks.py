@@ -16,7 +16,7 @@ from trimtok_fast.errors import InvalidInputError, PatchStateError
 from trimtok_fast.hf.cache import Slots, TrimmedCache, seal
 from trimtok_fast.hf.families import Place
 from trimtok_fast.hf.selection import Prefill, Prompt, Settings, select
-from trimtok_fast.hf.trimming import kept_columns, resume, trim_labels, trim_prefill
+from trimtok_fast.hf.trimming import kept_slots, resume, trim_labels, trim_prefill
 
 MODALITIES = ("image", "video")
 
@@ -136,11 +136,11 @@ class Hooks:
         self.record(prefill)
         if not dropped:
             return
-        columns = kept_columns(prefill.kept, valid)
-        trim_prefill(kwargs, prefill.kept, columns, config, self.settings.allow_window_drift)
+        slots = kept_slots(prefill.kept, valid)
+        trim_prefill(kwargs, prefill.kept, slots, config, self.settings.allow_window_drift)
         if call.labels is not None:
-            call.labels.data = trim_labels(call.labels, columns)
-        call.slots = Slots(columns, ids.shape[1])
+            call.labels.data = trim_labels(call.labels, slots.columns)
+        call.slots = slots
 
     def after_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Leave with the KV cache what it holds."""

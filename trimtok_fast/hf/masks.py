@@ -1,4 +1,4 @@
-"""Attention masks in original positions, translated to the slots that are left."""
+"""Attention masks over the slots that are left, in which windows follow the original positions."""
 
 from __future__ import annotations
 
@@ -11,55 +11,137 @@ from torch import Tensor
 
 from trimtok_fast.errors import UnsupportedModelError
 
+#: A mask for all layers, or one for each attention type of the config.
+Masks = Tensor | Mapping[str, Tensor | None]
+
+
+def parse(mask: Any) -> tuple[Tensor | None, Masks | None]:
+    """What is padding (2-D, `None` if nothing is), or masks that say more (4-D).
+
+    Raises:
+        UnsupportedModelError: neither tensors of these dimensions nor a mapping of them by attention type.
+    """
+    parts = list(mask.values()) if isinstance(mask, Mapping) else [mask]
+    for part in parts:
+        if part is not None and not (isinstance(part, Tensor) and part.ndim in (2, 4)):
+            raise UnsupportedModelError(
+                "attention_mask",
+                "a 2-D or 4-D tensor, or 4-D tensors by attention type",
+                f"{part.ndim} dimensions"
+                if isinstance(part, Tensor)
+                else f"{type(part).__name__}, as flex attention makes them",
+                'Load the model with attn_implementation="sdpa" or "eager".',
+            )
+    if any(part is not None and part.ndim == 4 for part in parts):
+        return None, mask
+    return next((part for part in parts if part is not None), None), None
+
 
 def padding_mask(mask: Tensor | None, columns: Tensor) -> Tensor:
-    """The 2-D mask of the slots: int64 [B, S], 0 in padding; never `None`.
+    """Which slots are seen at all: int64 [B, S].
 
-    Without a mask and without a cache, transformers takes gaps in the positions for boundaries between packed
-    sequences.
+    Never `None`: without a mask and without a cache, transformers takes gaps in the positions for boundaries
+    between packed sequences.
+
+    Args:
+        mask: [B, K] over original positions, or `None`.
+        columns: int64 [B, S], the original position in each slot, -1 for padding.
     """
-    slots = columns >= 0
     if mask is None:
-        return slots.long()
-    width = int(mask.shape[1])
-    inside = slots & (columns < width)
-    return (
-        mask.to(columns.device).expand(len(columns), -1).gather(1, columns.clamp(0, width - 1)).long()
-        * inside
+        return (columns >= 0).long()
+    width = mask.shape[1]
+    mask = mask.to(columns.device, torch.int64).expand(len(columns), -1)
+    return mask.gather(1, columns.clamp(0, width - 1)) * ((columns >= 0) & (columns < width))
+
+
+def slot_masks(
+    original: Masks, queries: Tensor, first: int, columns: Tensor, cache: Any, config: Any
+) -> Masks | None:
+    """4-D masks over original positions as masks over slots.
+
+    Args:
+        original: what the model made, [B, H, Q, K] each; `None` in a mapping is causal.
+        queries: int64 [B, S], the original positions that ask.
+        first: the original position of the masks' first row.
+        columns: int64 [B, S'], the original position in each slot, -1 for padding.
+        cache: the plain KV cache before the call, or `None`.
+        config: the language model's.
+    """
+
+    def taken(mask: Tensor | None, layer: int) -> Tensor | None:
+        length, start = key_sizes(cache, queries.shape[1], layer)
+        keys = columns[:, start : start + length]
+        if mask is None:
+            if not bool((keys < 0).any()):
+                return None
+            part = _causal(queries, keys)
+        else:
+            part = _gather(mask, queries - first, keys)
+        return _padded(part, keys, length)
+
+    if isinstance(original, Tensor):
+        return taken(original, 0)
+    kinds = getattr(config, "layer_types", None) or []
+    return {kind: taken(mask, kinds.index(kind) if kind in kinds else 0) for kind, mask in original.items()}
+
+
+def window_masks(
+    padding: Tensor | None, queries: Tensor, columns: Tensor, cache: Any, config: Any, dtype: torch.dtype
+) -> Masks:
+    """The masks of a model whose layers see windows, by the original positions in its slots.
+
+    Args:
+        padding: [B, K] over original positions, or `None`.
+        queries: see `slot_masks`.
+        columns: see `slot_masks`.
+        cache: see `slot_masks`.
+        config: see `slot_masks`.
+        dtype: of the scores, to which eager attention adds its mask.
+    """
+    seen = padding_mask(padding, columns).bool()
+    unpadded = None if padding is None else (padding.cumsum(1) == 0).sum(1)[:, None].to(columns.device)
+
+    def made(kind: str, layer: int) -> Tensor:
+        length, start = key_sizes(cache, queries.shape[1], layer)
+        keys = columns[:, start : start + length]
+        mask = _causal(queries, keys) & seen[:, None, None, start : start + length]
+        if "sliding" in kind:
+            mask &= keys[:, None, None, :] > queries[:, None, :, None] - config.sliding_window
+        elif "chunked" in kind:
+            shift = 0 if unpadded is None else unpadded
+            chunk = config.attention_chunk_size
+            mask &= ((keys - shift) // chunk)[:, None, None, :] == ((queries - shift) // chunk)[
+                :, None, :, None
+            ]
+        if config._attn_implementation == "eager":
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return _padded(mask, keys, length)
+
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return made("sliding" if getattr(config, "sliding_window", None) else "chunked", 0)
+    return {kind: made(kind, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
+
+
+def shortest_window(config: Any) -> int | None:
+    """The fewest positions that some layer sees, `None` if all see everything."""
+    kinds = getattr(config, "layer_types", None)
+    windows = {
+        "sliding": getattr(config, "sliding_window", None),
+        "chunked": getattr(config, "attention_chunk_size", None),
+    }
+    return min(
+        (
+            size
+            for name, size in windows.items()
+            if size and (kinds is None or any(name in kind for kind in kinds))
+        ),
+        default=None,
     )
 
 
-def translate(
-    mask: Tensor | None, queries: Tensor, first: int, columns: Tensor, keys: tuple[int, int]
-) -> Tensor | None:
-    """A 4-D mask over original positions as one over slots.
-
-    Args:
-        mask: [B, H, Q, K], bool (True is seen) or added to the scores; `None` is causal.
-        queries: int64 [B, S], the original positions that ask.
-        first: the original position of `mask`'s first row.
-        columns: int64 [B, S'], the original position in each slot, -1 for padding.
-        keys: how many keys the layer has, and the slot of the first.
-    """
-    length, offset = keys
-    columns = columns[:, offset : offset + length]
-    if mask is None:
-        if not bool((columns < 0).any()):
-            return None
-        taken = columns[:, None, None, :] <= queries[:, None, :, None]
-    else:
-        columns, queries = columns.to(mask.device), queries.to(mask.device)
-        rows = (queries - first).clamp(min=0)
-        batch = torch.arange(len(columns), device=mask.device)[:, None, None]
-        mask = mask.expand(len(columns), -1, -1, -1).transpose(0, 1)
-        taken = mask[:, batch, rows[:, :, None], columns.clamp(min=0)[:, None, :]].transpose(0, 1)
-    hidden = False if taken.dtype == torch.bool else torch.finfo(taken.dtype).min
-    taken = taken.masked_fill((columns < 0)[:, None, None, :], hidden)
-    return torch.nn.functional.pad(taken, (0, length - taken.shape[-1]), value=hidden)
-
-
 def key_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
-    """How many keys a layer will have when `queries` tokens come, and the slot of the first."""
+    """How many keys a layer will see when `queries` tokens come, and the slot of the first."""
     if cache is None:
         return queries, 0
     if "query_length" in inspect.signature(cache.get_mask_sizes).parameters:
@@ -68,58 +150,19 @@ def key_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
     return cache.get_mask_sizes(torch.arange(past, past + queries), layer)
 
 
-def window_masks(mask: Tensor | None, embeds: Tensor, cache: Any, config: Any) -> Any:
-    """The masks that transformers makes for a model with windows, over original positions.
-
-    Args:
-        mask: the 2-D mask over original positions, or `None`.
-        embeds: [B, Q, d], the call's tokens.
-        cache: a trimmed KV cache, or `None` in a prefill.
-        config: the language model's.
-    """
-    from transformers.masking_utils import create_masks_for_generate
-
-    wanted = inspect.signature(create_masks_for_generate).parameters
-    shape = embeds[..., :0]
-    arguments = {
-        "config": config,
-        "attention_mask": mask,
-        "past_key_values": cache,
-        "position_ids": None,
-        "inputs_embeds": shape,
-        "input_embeds": shape,
-    }
-    past = 0 if cache is None else cache.get_seq_length()
-    arguments["cache_position"] = torch.arange(past, past + embeds.shape[1], device=embeds.device)
-    return create_masks_for_generate(**{name: arguments[name] for name in wanted if name in arguments})
+def _causal(queries: Tensor, keys: Tensor) -> Tensor:
+    return keys[:, None, None, :] <= queries[:, None, :, None]
 
 
-def layer_of(kind: str, config: Any) -> int:
-    """The first layer of this attention type."""
-    kinds = getattr(config, "layer_types", None) or [kind]
-    return kinds.index(kind) if kind in kinds else 0
+def _gather(mask: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    batch = torch.arange(len(keys), device=mask.device)[:, None, None]
+    rows, keys = rows.to(mask.device).clamp(min=0), keys.to(mask.device).clamp(min=0)
+    mask = mask.expand(len(keys), -1, -1, -1).transpose(0, 1)
+    return mask[:, batch, rows[:, :, None], keys[:, None, :]].transpose(0, 1)
 
 
-def shortest_window(config: Any) -> int | None:
-    """The fewest tokens that some layer attends to, `None` if all attend to everything."""
-    kinds = getattr(config, "layer_types", None)
-    sliding, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
-    if kinds is not None:
-        sliding = sliding if any("sliding" in kind for kind in kinds) else None
-        chunk = chunk if any("chunked" in kind for kind in kinds) else None
-    windows = [window for window in (sliding, chunk) if window]
-    return min(windows, default=None)
-
-
-def check_mask(mask: Any) -> None:
-    """Raise on what is neither a mask nor masks by attention type."""
-    for part in mask.values() if isinstance(mask, Mapping) else [mask]:
-        if part is not None and not (isinstance(part, Tensor) and part.ndim in (2, 4)):
-            raise UnsupportedModelError(
-                "attention_mask",
-                "a 2-D or 4-D tensor, or 4-D tensors by attention type",
-                f"{type(part).__name__}, as flex attention makes them"
-                if not isinstance(part, Tensor)
-                else f"{part.ndim} dimensions",
-                'Load the model with attn_implementation="sdpa" or "eager".',
-            )
+def _padded(mask: Tensor, keys: Tensor, length: int) -> Tensor:
+    """The mask with its padding hidden, and as wide as the layer's keys."""
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    mask = mask.masked_fill((keys < 0).to(mask.device)[:, None, None, :], hidden)
+    return torch.nn.functional.pad(mask, (0, length - mask.shape[-1]), value=hidden)

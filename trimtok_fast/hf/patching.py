@@ -129,10 +129,10 @@ def patch(
 
     Note:
         Positions are kept, not renumbered. Logits and hidden states are as long as what is kept, padded on
-        the side that the batch pads; `handle.last` says which positions those are. The KV cache that a prefill
-        returns speaks of original positions and is to be continued by the patched model only. Without a
-        cache (`use_cache=False`) each step of `generate()` is a prefill, which selects anew, with the text so
-        far as its query. Copies and pickles of a patched model are not patched.
+        the side that the batch pads; `handle.last` says which positions those are. The KV cache that a
+        prefill returns speaks of original positions and is to be continued by the patched model only. Without
+        a cache (`use_cache=False`) each step of `generate()` is a prefill, which selects anew, with the text
+        so far as its query. Copies and pickles of a patched model are not patched.
     """
     settings = _check_settings(config, query, image_index, allow_window_drift)
     place = find_place(model, any_family=image_index is not None)
