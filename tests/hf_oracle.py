@@ -82,7 +82,7 @@ def run(model: Any, inputs: dict[str, Tensor], new_ids: Tensor | None = None) ->
         start = prefill_positions(model, inputs)
         out = model(**inputs, **start, use_cache=True)
         prefill, steps = out.logits, []
-        for ids in () if new_ids is None else new_ids.split(1, 1):
+        for ids in () if new_ids is None else new_ids.T[:, :, None]:
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
             out = model(
                 input_ids=ids,

@@ -11,6 +11,7 @@ two are adjacent.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ class Family:
     video: Callable[[int], Item] | None = None
     collate: Callable[[list[list[Item]], int], dict[str, Tensor]] | None = None
     sequence: Callable[[Tensor], dict[str, Tensor]] = field(default=lambda ids: {})
+    attentions: tuple[str, ...] = ("eager", "sdpa")
     named: tuple[int, ...] = ()
     ragged: Rows = RAGGED
     bos: bool = True
@@ -78,8 +80,9 @@ class Family:
         """Ids that the config names, which are no text; to a model without a tokenizer other marks are."""
         return (PAD, BOS, EOS, IMAGE, *self.named)
 
-    def build(self, attention: str = "sdpa") -> Any:
+    def build(self, attention: str | None = None) -> Any:
         """A fresh model of its own, in eval mode; the same weights every time."""
+        attention = attention or self.attentions[-1]
         config_name, model_name = self.classes
         config = getattr(transformers, config_name)(**self.config())
         config._attn_implementation = attention
@@ -141,9 +144,9 @@ class Family:
 
 
 @functools.cache
-def model_of(name: str, attention: str = "sdpa") -> Any:
+def model_of(name: str, attention: str | None = None) -> Any:
     """A family's model, built once; tests leave it as they found it."""
-    return FAMILIES[name].build(attention)
+    return {**FAMILIES, **VARIANTS}[name].build(attention)
 
 
 def _randomise(model: Any) -> None:
@@ -460,7 +463,7 @@ def _llama4_picture(number: int) -> Item:
     return Item(ids, owner, {"pixel_values": _pixels(tiles, 3, 16, 16, seed=number)})
 
 
-def _llama4_config() -> dict[str, Any]:
+def llama4_config(**changes: Any) -> dict[str, Any]:
     vision = _tower(
         vision_output_dim=16,
         projector_input_dim=16,
@@ -475,6 +478,7 @@ def _llama4_config() -> dict[str, Any]:
         interleave_moe_layer_step=2,
         no_rope_layers=[1, 0],
         attention_chunk_size=24,
+        **changes,
     )
     return {
         "text_config": text,
@@ -545,9 +549,9 @@ def _gemma3_config() -> dict[str, Any]:
     }
 
 
-def _paligemma_config() -> dict[str, Any]:
+def _paligemma_config(text: str = "gemma", **changes: Any) -> dict[str, Any]:
     return {
-        "text_config": _text(model_type="gemma", head_dim=8),
+        "text_config": _text(model_type=text, head_dim=8, **changes),
         "vision_config": _tower(model_type="siglip_vision_model", vision_use_head=False),
         "image_token_index": IMAGE,
         "vocab_size": VOCABULARY,
@@ -705,7 +709,7 @@ _EVERY_FAMILY = (
     Family(
         "llama4",
         ("Llama4Config", "Llama4ForConditionalGeneration"),
-        _llama4_config,
+        llama4_config,
         _llama4_picture,
         named=(START, END),
     ),
@@ -720,6 +724,28 @@ _EVERY_FAMILY = (
 
 #: The families that the installed release of transformers has.
 FAMILIES = {family.name: family for family in _EVERY_FAMILY if hasattr(transformers, family.classes[1])}
+
+_EVERY_VARIANT: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral3-window": ("mistral3", {"config": lambda: _mistral3_config(sliding_window=12)}),
+    "qwen2_5_vl-window": (
+        "qwen2_5_vl",
+        {
+            "config": lambda: _qwen2_5_vl_config(
+                use_sliding_window=True, sliding_window=12, max_window_layers=1
+            )
+        },
+    ),
+    "paligemma-window": (
+        "paligemma",
+        {"config": lambda: _paligemma_config("gemma2", sliding_window=12), "attentions": ("eager",)},
+    ),
+}
+#: Options of a family that change what its attention sees.
+VARIANTS = {
+    name: dataclasses.replace(FAMILIES[family], name=name, **changes)
+    for name, (family, changes) in _EVERY_VARIANT.items()
+    if family in FAMILIES
+}
 
 
 def accepted(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,8 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import trimtok_fast as tt
-from tests.hf_oracle import assert_close, language_model, masked_run
-from tests.hf_zoo import FAMILIES, FIVE, GENERATE, TEXT, TWO, Family, accepted, model_of, refused
+from tests.hf_oracle import assert_close, compact, language_model, masked_run, run, trimmed
+from tests.hf_zoo import (
+    FAMILIES,
+    FIVE,
+    GENERATE,
+    TEXT,
+    TWO,
+    Family,
+    accepted,
+    llama4_config,
+    model_of,
+    refused,
+)
 from tests.test_hf_restoration import trace
 
 CONFIG = tt.PruneConfig(keep_ratio=0.4)
@@ -227,6 +239,29 @@ def test_windows_that_take_no_mask_are_refused(name: str) -> None:
         lm.register_forward_pre_hook(reach)
         with pytest.raises(Reached):
             model(**inputs)
+
+
+@pytest.mark.parametrize("spare", [0, 1, 3], ids=["prefill", "first-step", "third-step"])
+def test_queries_that_are_scaled_by_their_slot_are_refused(spare: int) -> None:
+    """Llama 4 scales queries from position `floor_scale - 1` on, and counts slots there, not positions."""
+    llama4 = FAMILIES["llama4"]
+    length = llama4.inputs(TWO)["input_ids"].shape[1]
+    scaled = dataclasses.replace(llama4, config=lambda: llama4_config(floor_scale=length + spare))
+    model, new_ids = scaled.build(), torch.full((1, 4), TEXT.start)
+    inputs = accepted(model, scaled.inputs(TWO))
+    with tt.patched(model, CONFIG) as handle:
+        with pytest.raises(tt.UnsupportedModelError, match="attn_temperature_tuning"):
+            run(model, inputs, new_ids[:, :spare])
+        if spare:
+            pruned = run(model, inputs, new_ids[:, : spare - 1])
+    if spare:
+        mask = inputs["attention_mask"]
+        masked = masked_run(model, inputs, handle.last.kept, new_ids[:, : spare - 1])
+        assert_close(trimmed(pruned[0], handle.last.kept, mask), compact(masked[0], handle.last.kept, mask))
+        if spare > 1:
+            assert_close(pruned[1], masked[1])
+    with tt.patched(model, CONFIG, allow_window_drift=True):
+        run(model, inputs, new_ids)
 
 
 @pytest.mark.parametrize("drop", ["pixels", "placeholder"])

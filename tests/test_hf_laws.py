@@ -7,7 +7,7 @@ import torch
 
 import trimtok_fast as tt
 from tests.hf_oracle import assert_close, compact, masked_run, run, trimmed
-from tests.hf_zoo import FAMILIES, FIVE, GENERATE, ONE, TEXT, TWO, Family, accepted, model_of
+from tests.hf_zoo import FAMILIES, FIVE, GENERATE, ONE, TEXT, TWO, VARIANTS, Family, accepted, model_of
 
 IMAGES = {
     "one": (ONE, "left"),
@@ -22,14 +22,16 @@ VIDEOS = {
     "mixed-ragged": ((("v0",), ("i0", "v1"), ("i2",)), "left"),
 }
 CASES = [
-    pytest.param(family, case[0] or family.ragged, case[1], id=f"{family.name}-{label}")
-    for family in FAMILIES.values()
+    pytest.param(
+        family, case[0] or family.ragged, case[1], attention, id=f"{family.name}-{label}-{attention}"
+    )
+    for family in (*FAMILIES.values(), *VARIANTS.values())
     for label, case in {**IMAGES, **(VIDEOS if family.video else {})}.items()
+    for attention in family.attentions
 ]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family, rows, side", CASES)
+@pytest.mark.parametrize("family, rows, side, attention", CASES)
 def test_keeping_everything_changes_no_bit(family: Family, rows, side: str, attention: str) -> None:
     model = model_of(family.name, attention)
     inputs = accepted(model, family.inputs(rows, side))
@@ -42,8 +44,7 @@ def test_keeping_everything_changes_no_bit(family: Family, rows, side: str, atte
         assert torch.equal(model.generate(**inputs, **GENERATE), ids)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family, rows, side", CASES)
+@pytest.mark.parametrize("family, rows, side, attention", CASES)
 def test_dropping_is_masking(family: Family, rows, side: str, attention: str) -> None:
     model = model_of(family.name, attention)
     inputs, owner = family.prompt(rows, side)

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from tests.hf_oracle import embeddings, masked_run, run
-from tests.hf_zoo import FAMILIES, TEXT, TWO, Family, accepted, model_of
+from tests.hf_zoo import FAMILIES, TEXT, TWO, VARIANTS, Family, accepted, model_of
 
-EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+ZOO = (*FAMILIES.values(), *VARIANTS.values())
+EVERY_FAMILY = pytest.mark.parametrize("family", ZOO, ids=lambda family: family.name)
+EVERY_ATTENTION = pytest.mark.parametrize(
+    "family, attention",
+    [
+        pytest.param(family, attention, id=f"{family.name}-{attention}")
+        for family in ZOO
+        for attention in family.attentions
+    ],
+)
 NEW_IDS = torch.randint(TEXT.start, TEXT.stop, (3, 2), generator=torch.Generator().manual_seed(1))
 
 
@@ -40,8 +49,7 @@ def test_owner_says_which_picture_a_position_shows(family: Family, side: str) ->
         assert images[1].tolist() == (torch.cat(counts).tolist() if counts else [])
 
 
-@EVERY_FAMILY
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@EVERY_ATTENTION
 def test_the_oracle_with_nothing_dropped_is_the_plain_run(family: Family, attention: str) -> None:
     model = model_of(family.name, attention)
     inputs = accepted(model, family.inputs(family.ragged))
@@ -54,8 +62,7 @@ def test_the_oracle_with_nothing_dropped_is_the_plain_run(family: Family, attent
         assert torch.allclose(masked[seen], plain[seen], atol=1e-5)
 
 
-@EVERY_FAMILY
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@EVERY_ATTENTION
 def test_every_visual_position_matters_to_the_oracle(family: Family, attention: str) -> None:
     """Dropping any one changes the logits of the last prompt token far beyond the laws' tolerance."""
     model = model_of(family.name, attention)
