@@ -33,7 +33,8 @@ def python_of(release: str) -> Path:
         (site / "here.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
     wanted = "transformers>=5,<6" if release == "newest" else f"transformers=={release}"
     subprocess.run(
-        [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--upgrade", wanted], check=True
+        [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--upgrade", wanted],
+        check=True,
     )
     return python
 
