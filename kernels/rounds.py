@@ -16,14 +16,14 @@ is 8 consecutive groups.
   best. No token that a group holds back beats its fourth, so the largest fourth is what a pick has to beat.
 - `absorb`: one program a tile. v against the accepted picks, with the minimum in the epilogue: nothing is
   stored but v, and the four best of each group for the next `nominate`.
-- `finish`: one program a segment. The same two bodies in a loop, until the budget is met: right whatever the
-  planned rounds have left, but one program does the work of all tiles.
+- `finish`: one program a segment. The textbook, until the budget is met: right whatever the planned rounds
+  have left, but one program reads all tokens for every pick.
 
-Bytes: `absorb` reads the segment's tokens once or twice a round (twice for 33 to 48 and 65 to 96 accepted
-picks: blocks are powers of 2) and 40 bytes a token besides; `prepare` reads them once, twice without given
-norms; `typical` once. `nominate` reads C tokens. Operations: m · d multiply-adds for every accepted pick, their
-number rounded up to 16 (97 to 112: to 128), on matrix units; C² · d a round in `nominate`; 128 · m · d once in
-`prepare`.
+Bytes: `absorb` reads the segment's tokens once a round, twice for 33 to 48 and 65 to 96 accepted picks
+(blocks are powers of 2), and 28 bytes a token besides; `prepare` reads them once, twice without given norms;
+`typical` once. `nominate` reads C tokens, and 2 bytes a token of the segment at every step of a bisection.
+Operations: m · d multiply-adds for every accepted pick, their number rounded up to 16 (97 to 112: to 128), on
+matrix units; C² · d a round in `nominate`; 128 · m · d once in `prepare`.
 
 Ties go to the lowest position. Zero tokens, and tokens that are not finite, have value 0 and change no other
 value. When no value is above 0, all values are 0 for good: the rest goes out by position at once. A cosine is
@@ -53,6 +53,8 @@ KEEP = tl.constexpr(4)
 BLOCK_M = tl.constexpr(128)
 #: The most candidates that a round can have.
 CANDIDATES = tl.constexpr(128)
+#: The fewest columns that a product can have.
+FEWEST = tl.constexpr(16)
 #: Keys, or positions, that one program looks at together.
 BLOCK_SCAN = tl.constexpr(2048)
 #: Counts down to the position in a key: of equal values, the lowest position has the largest key.
@@ -94,9 +96,9 @@ def _value(key):
 @triton.jit
 def _positions_of(tile, size):
     """The positions of a tile's tokens, [BLOCK_M] group by group, and which of them exist."""
-    groups = tl.cdiv(size, GROUP)
+    groups = tl.cdiv(size, GROUP).to(tl.int32)
     offs = tl.arange(0, BLOCK_M)
-    group = tile * (BLOCK_M // GROUP) + offs // GROUP
+    group = tile.to(tl.int32) * (BLOCK_M // GROUP) + offs // GROUP
     position = group + (offs % GROUP) * groups
     return position, (group < groups) & (position < size)
 
@@ -114,7 +116,7 @@ def _centered(
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """X and x − origin, in fp32, [rows, BLOCK_D]; zeros past the width."""
+    """Tokens, and tokens − origin, in fp32, [rows, BLOCK_D]; zeros past the width."""
     pointers = tokens_ptr + row[:, None] * stride_tokens_m + offs_d[None, :] * stride_tokens_d
     if WIDTH % BLOCK_D == 0:
         x = tl.load(pointers, mask=mask[:, None], other=0.0).to(tl.float32)
@@ -125,6 +127,76 @@ def _centered(
         origin = tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < WIDTH, other=0.0)
         centered = x - origin.to(tl.float32)[None, :]
     return x, centered
+
+
+@triton.jit
+def _directions(
+    tokens_ptr,
+    stride_tokens_m,
+    stride_tokens_d,
+    origin_ptr,
+    stride_origin_d,
+    row,
+    mask,
+    inverse,
+    offs_d,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """û in fp32, [rows, BLOCK_D]; zeros without a direction, and past the width."""
+    _, centered = _centered(
+        tokens_ptr,
+        stride_tokens_m,
+        stride_tokens_d,
+        origin_ptr,
+        stride_origin_d,
+        row,
+        mask,
+        offs_d,
+        WIDTH,
+        BLOCK_D,
+    )
+    return tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
+
+
+@triton.jit
+def _write_columns(
+    columns_ptr,
+    tokens_ptr,
+    origin_ptr,
+    row,
+    mask,
+    inverse,
+    stride_tokens_m,
+    stride_tokens_d,
+    stride_origin_d,
+    stride_columns_c,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Store û of some rows, rounded for the products."""
+    offs_c = tl.arange(0, COLUMNS)
+    for first in range(0, WIDTH, BLOCK_D):
+        offs_d = first + tl.arange(0, BLOCK_D)
+        unit = _directions(
+            tokens_ptr,
+            stride_tokens_m,
+            stride_tokens_d,
+            origin_ptr,
+            stride_origin_d,
+            row,
+            mask,
+            inverse,
+            offs_d,
+            WIDTH,
+            BLOCK_D,
+        )
+        pointers = columns_ptr + offs_c[:, None] * stride_columns_c + offs_d[None, :]
+        stored = mask[:, None]
+        if WIDTH % BLOCK_D != 0:
+            stored &= (offs_d < WIDTH)[None, :]
+        tl.store(pointers, unit.to(columns_ptr.dtype.element_ty), mask=stored)
 
 
 @triton.jit
@@ -204,7 +276,7 @@ def _prepare_kernel(
 
     product = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
     for first in range(0, WIDTH, BLOCK_D):
-        _, centered = _centered(
+        unit = _directions(
             tokens_ptr,
             stride_tokens_m,
             stride_tokens_d,
@@ -212,11 +284,11 @@ def _prepare_kernel(
             stride_origin_d,
             row,
             mask,
+            inverse,
             first + offs_d,
             WIDTH,
             BLOCK_D,
         )
-        unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
         tl.store(
             part_ptr + program * stride_part_t + first + offs_d,
             tl.sum(unit, axis=0),
@@ -322,7 +394,7 @@ def _typical_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     typical = tl.zeros([BLOCK_M], tl.float32)
     for first in range(0, WIDTH, BLOCK_D):
-        _, centered = _centered(
+        unit = _directions(
             tokens_ptr,
             stride_tokens_m,
             stride_tokens_d,
@@ -330,13 +402,13 @@ def _typical_kernel(
             stride_origin_d,
             row,
             mask,
+            inverse,
             first + offs_d,
             WIDTH,
             BLOCK_D,
         )
         pointers = total_ptr + segment * stride_total_g + first + offs_d
         total = tl.load(pointers, mask=first + offs_d < WIDTH, other=0.0)
-        unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
         typical += tl.sum(unit * total[None, :], axis=1)
     # Adding 0 makes 0 of -0; flipping the lower bits of what is negative makes whole numbers in its order.
     bits = (typical + 0.0).to(tl.int32, bitcast=True)
@@ -471,7 +543,7 @@ def _collect(best_ptr, entries, cut, scratch_ptr, candidates_ptr):
         key = tl.load(best_ptr + offs, mask=offs < entries, other=NO_KEY)
         above = (key > cut).to(tl.int32)
         place = number + tl.cumsum(above, axis=0) - 1
-        tl.store(scratch_ptr + place, _position(key), mask=above > 0)
+        tl.store(scratch_ptr + place, _position(key).to(tl.int32), mask=above > 0)
         number += tl.sum(above, axis=0)
     tl.debug_barrier()
     offs = tl.arange(0, CANDIDATES)
@@ -499,7 +571,7 @@ def _contest(apart_ptr, slots_ptr, gain_ptr, value, position, bar, number, room)
     best = tl.max(key, axis=0)
     while (best > bar) & (accepted < room):
         slot = _position(best)
-        tl.store(slots_ptr + accepted, slot)
+        tl.store(slots_ptr + accepted, slot.to(tl.int32))
         tl.store(gain_ptr + accepted, _value(best))
         distance = tl.load(apart_ptr + slot * CANDIDATES + offs)
         key = tl.where(offs == slot, NO_KEY, tl.minimum(key, _key(distance, offs)))
@@ -508,139 +580,156 @@ def _contest(apart_ptr, slots_ptr, gain_ptr, value, position, bar, number, room)
     return accepted
 
 
-@triton.jit
-def _nominate(
-    segment,
-    tokens_ptr,
-    origin_ptr,
-    rows_ptr,
-    cu_segments_ptr,
-    budgets_ptr,
-    cu_budgets_ptr,
-    cu_tiles_ptr,
-    inverse_ptr,
-    scale_ptr,
-    value_ptr,
-    best_ptr,
-    state_ptr,
-    scratch_ptr,
-    candidates_ptr,
-    apart_ptr,
-    columns_ptr,
-    column_scale_ptr,
-    slots_ptr,
-    picks_ptr,
-    gain_ptr,
+@triton.jit(do_not_specialize=["limit"])
+def _nominate_kernel(
+    # tensors
+    tokens_ptr,  # [M, d]
+    origin_ptr,  # [g, d] or None, which is 0
+    rows_ptr,  # int64 [N]
+    cu_segments_ptr,  # int64 [g + 1]
+    budgets_ptr,  # int64 [g]
+    cu_budgets_ptr,  # int64 [g + 1]
+    cu_tiles_ptr,  # int64 [g + 1]
+    inverse_ptr,  # fp32 [N]
+    scale_ptr,  # fp32 [N]
+    value_ptr,  # fp32 [N]
+    best_ptr,  # int64 [tiles, BLOCK_M / GROUP, KEEP] keys
+    state_ptr,  # int64 [g, STATE]
+    scratch_ptr,  # int32 [g, CANDIDATES]
+    candidates_ptr,  # int32 [g, CANDIDATES] positions
+    candidate_scale_ptr,  # fp32 [g, CANDIDATES]
+    apart_ptr,  # fp32 [g, CANDIDATES, CANDIDATES] distances of all candidates (last axis) to each
+    columns_ptr,  # [g, CANDIDATES, d] the candidates' û, rounded for the products
+    column_scale_ptr,  # fp32 [g, CANDIDATES] of the accepted ones; 0 past them
+    slots_ptr,  # int32 [g, CANDIDATES] which candidates were accepted, in order
+    picks_ptr,  # int64 [total] where they stand in rows
+    gain_ptr,  # fp32 [total]
+    # sizes
     limit,
+    # strides
     stride_tokens_m,
     stride_tokens_d,
     stride_origin_g,
     stride_origin_d,
     stride_columns_g,
     stride_columns_c,
+    # constants
     WIDTH: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A segment's next columns for `absorb`; how many there are. 0 when its budget is met."""
+    segment = tl.program_id(0).to(tl.int64)
     state_ptr += segment * STATE
     count = tl.load(state_ptr + COUNT)
     met = tl.load(state_ptr + MET)
     budget = tl.load(budgets_ptr + segment)
+    if count == budget:
+        return
+    start = tl.load(cu_segments_ptr + segment)
+    size = tl.load(cu_segments_ptr + segment + 1) - start
+    rows_ptr += start
+    inverse_ptr += start
+    scale_ptr += start
+    value_ptr += start
+    picks_ptr += tl.load(cu_budgets_ptr + segment)
+    gain_ptr += tl.load(cu_budgets_ptr + segment)
+    if origin_ptr is not None:
+        origin_ptr += segment * stride_origin_g
+    candidates_ptr += segment * CANDIDATES
+    candidate_scale_ptr += segment * CANDIDATES
+    column_scale_ptr += segment * CANDIDATES
+    slots_ptr += segment * CANDIDATES
+    apart_ptr += segment * CANDIDATES * CANDIDATES
+    columns_ptr += segment * stride_columns_g
+    offs_c = tl.arange(0, CANDIDATES)
+    offs_d = tl.arange(0, BLOCK_D)
+
+    bar = tl.full([], NO_KEY, tl.int64)
+    number = tl.zeros([], tl.int64)
     accepted = tl.zeros([], tl.int64)
-    if count < budget:
-        start = tl.load(cu_segments_ptr + segment)
-        size = tl.load(cu_segments_ptr + segment + 1) - start
-        rows_ptr += start
-        inverse_ptr += start
-        scale_ptr += start
-        value_ptr += start
-        picks_ptr += tl.load(cu_budgets_ptr + segment)
-        gain_ptr += tl.load(cu_budgets_ptr + segment)
-        if origin_ptr is not None:
-            origin_ptr += segment * stride_origin_g
-        candidates_ptr += segment * CANDIDATES
-        column_scale_ptr += segment * CANDIDATES
-        slots_ptr += segment * CANDIDATES
-        apart_ptr += segment * CANDIDATES * CANDIDATES
-        columns_ptr += segment * stride_columns_g
-        offs_c = tl.arange(0, CANDIDATES)
-        offs_d = tl.arange(0, BLOCK_D)
-
-        bar = tl.full([], NO_KEY, tl.int64)
-        number = tl.zeros([], tl.int64)
-        pending = count - met
-        if pending > 0:
-            number = tl.minimum(pending, CANDIDATES)
-            position = tl.load(picks_ptr + met + offs_c, mask=offs_c < number, other=0) - start
-            tl.store(candidates_ptr + offs_c, position, mask=offs_c < number)
+    pending = count - met
+    if pending > 0:
+        number = tl.minimum(pending, CANDIDATES)
+        pick = tl.load(picks_ptr + met + offs_c, mask=offs_c < number, other=0)
+        tl.store(candidates_ptr + offs_c, (pick - start).to(tl.int32), mask=offs_c < number)
+    else:
+        best_ptr += tl.load(cu_tiles_ptr + segment) * (BLOCK_M // GROUP * KEEP)
+        entries = tl.cdiv(size, GROUP) * KEEP
+        top, cut, bar = _choose(best_ptr, entries, limit)
+        if top >> 32 > 0:
+            scratch_ptr += segment * CANDIDATES
+            number = _collect(best_ptr, entries, cut, scratch_ptr, candidates_ptr).to(tl.int64)
         else:
-            best_ptr += tl.load(cu_tiles_ptr + segment) * (BLOCK_M // GROUP * KEEP)
-            entries = tl.cdiv(size, GROUP) * KEEP
-            top, cut, bar = _choose(best_ptr, entries, limit)
-            if top >> 32 > 0:
-                scratch_ptr += segment * CANDIDATES
-                number = _collect(best_ptr, entries, cut, scratch_ptr, candidates_ptr).to(tl.int64)
-            else:
-                picks_end, gain_end = picks_ptr + count, gain_ptr + count
-                count += _fill(value_ptr, picks_end, gain_end, start, 0.0, size, budget - count)
-                met = count
+            picks_end, gain_end = picks_ptr + count, gain_ptr + count
+            count += _fill(value_ptr, picks_end, gain_end, start, 0.0, size, budget - count)
+            met = count
 
-        if number > 0:
-            tl.debug_barrier()
-            mask_c = offs_c < number
-            position = tl.load(candidates_ptr + offs_c, mask=mask_c, other=0)
-            row = tl.load(rows_ptr + position, mask=mask_c, other=0)
-            inverse = tl.load(inverse_ptr + position, mask=mask_c, other=0.0)
+    if number > 0:
+        tl.debug_barrier()
+        mask_c = offs_c < number
+        position = tl.load(candidates_ptr + offs_c, mask=mask_c, other=0)
+        row = tl.load(rows_ptr + position, mask=mask_c, other=0)
+        inverse = tl.load(inverse_ptr + position, mask=mask_c, other=0.0)
+        scale = tl.load(scale_ptr + position, mask=mask_c, other=0.0)
+        tl.store(candidate_scale_ptr + offs_c, scale)
+        _write_columns(
+            columns_ptr,
+            tokens_ptr,
+            origin_ptr,
+            row,
+            mask_c,
+            inverse,
+            stride_tokens_m,
+            stride_tokens_d,
+            stride_origin_d,
+            stride_columns_c,
+            WIDTH,
+            CANDIDATES,
+            BLOCK_D,
+        )
+        tl.debug_barrier()
+
+        if pending > 0:
+            tl.store(slots_ptr + offs_c, offs_c, mask=mask_c)
+            tl.store(column_scale_ptr + offs_c, tl.load(candidate_scale_ptr + offs_c))
+            accepted = number
+            met += number
+        else:
             product = tl.zeros([CANDIDATES, CANDIDATES], tl.float32)
             for first in range(0, WIDTH, BLOCK_D):
-                _, centered = _centered(
-                    tokens_ptr,
-                    stride_tokens_m,
-                    stride_tokens_d,
-                    origin_ptr,
-                    stride_origin_d,
-                    row,
-                    mask_c,
-                    first + offs_d,
-                    WIDTH,
-                    BLOCK_D,
-                )
-                unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
-                rounded = unit.to(columns_ptr.dtype.element_ty)
                 pointers = columns_ptr + offs_c[:, None] * stride_columns_c + (first + offs_d)[None, :]
-                tl.store(pointers, rounded, mask=mask_c[:, None] & (first + offs_d < WIDTH)[None, :])
-                product = tl.dot(rounded, tl.trans(rounded), product, input_precision=INPUT_PRECISION)
-            scale = tl.load(scale_ptr + position, mask=mask_c, other=0.0)
-            tl.store(column_scale_ptr + offs_c, scale, mask=mask_c)
-
-            if pending > 0:
-                tl.store(slots_ptr + offs_c, offs_c.to(tl.int64), mask=mask_c)
-                accepted = number
-                met += number
-            else:
-                # Transposed: a pick reads its distances in one row.
-                distance = _distance(product, scale, scale)
-                tl.store(apart_ptr + offs_c[None, :] * CANDIDATES + offs_c[:, None], distance)
-                tl.debug_barrier()
-                value = tl.load(value_ptr + position, mask=mask_c, other=-1.0)
-                room = budget - count
-                gain_ptr += count
-                accepted = _contest(apart_ptr, slots_ptr, gain_ptr, value, position, bar, number, room)
-                tl.debug_barrier()
-                mask_a = offs_c < accepted
-                slot = tl.load(slots_ptr + offs_c, mask=mask_a, other=0)
-                pick = tl.load(candidates_ptr + slot, mask=mask_a, other=0)
-                tl.store(picks_ptr + count + offs_c, start + pick, mask=mask_a)
-                tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0, tl.float32), mask=mask_a)
-                count += accepted
-                met = count
-        if count == budget:
-            accepted = tl.zeros([], tl.int64)
+                mask = mask_c[:, None]
+                if WIDTH % BLOCK_D != 0:
+                    mask &= (first + offs_d < WIDTH)[None, :]
+                column = tl.load(pointers, mask=mask, other=0.0)
+                product = tl.dot(column, tl.trans(column), product, input_precision=INPUT_PRECISION)
+            # Read along either axis, and only now: what lives through a product takes its registers.
+            scale = tl.load(candidate_scale_ptr + offs_c)
+            other = tl.load(candidate_scale_ptr + offs_c)
+            distance = _distance(product, scale, other)
+            # Transposed: a pick reads its distances in one row.
+            tl.store(apart_ptr + offs_c[None, :] * CANDIDATES + offs_c[:, None], distance)
+            tl.debug_barrier()
+            position = tl.load(candidates_ptr + offs_c, mask=mask_c, other=0)
+            value = tl.load(value_ptr + position, mask=mask_c, other=-1.0)
+            room = budget - count
+            gain_ptr += count
+            accepted = _contest(apart_ptr, slots_ptr, gain_ptr, value, position, bar, number, room)
+            tl.debug_barrier()
+            mask_a = offs_c < accepted
+            slot = tl.load(slots_ptr + offs_c, mask=mask_a, other=0)
+            pick = tl.load(candidates_ptr + slot, mask=mask_a, other=0)
+            scale = tl.load(candidate_scale_ptr + slot, mask=mask_a, other=0.0)
+            tl.store(column_scale_ptr + offs_c, scale)
+            tl.store(picks_ptr + count + offs_c, start + pick, mask=mask_a)
+            tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0, tl.float32), mask=mask_a)
+            count += accepted
+            met = count
+    if count == budget:
+        accepted = tl.zeros([], tl.int64)
     tl.store(state_ptr + COUNT, count)
     tl.store(state_ptr + MET, met)
     tl.store(state_ptr + ACCEPTED, accepted)
-    return accepted
 
 
 @triton.jit
@@ -673,7 +762,7 @@ def _lower(
     offs_d = tl.arange(0, BLOCK_D)
     product = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     for first in range(0, WIDTH, BLOCK_D):
-        _, centered = _centered(
+        unit = _directions(
             tokens_ptr,
             stride_tokens_m,
             stride_tokens_d,
@@ -681,6 +770,7 @@ def _lower(
             stride_origin_d,
             row,
             mask,
+            inverse,
             first + offs_d,
             WIDTH,
             BLOCK_D,
@@ -690,167 +780,23 @@ def _lower(
             column = tl.load(pointers)
         else:
             column = tl.load(pointers, mask=(first + offs_d < WIDTH)[None, :], other=0.0)
-        unit = tl.where(inverse[:, None] > 0, centered, 0.0) * inverse[:, None]
         rounded = unit.to(columns_ptr.dtype.element_ty)
         product = tl.dot(rounded, tl.trans(column), product, input_precision=INPUT_PRECISION)
-    # Loaded here, because registers are short while the product is made.
+    # Read only now: what lives through a product takes its registers.
     scale = tl.load(scale_ptr + position, mask=mask, other=0.0)
-    column_scale = tl.load(column_scale_ptr + slot, mask=offs_c < accepted, other=0.0)
+    column_scale = tl.load(column_scale_ptr + offs_c)
     return tl.minimum(nearest, tl.min(_distance(product, scale, column_scale), axis=1))
 
 
 @triton.jit
-def _absorb(
-    segment,
-    tile,
-    accepted,
-    tokens_ptr,
-    origin_ptr,
-    rows_ptr,
-    cu_segments_ptr,
-    cu_tiles_ptr,
-    inverse_ptr,
-    scale_ptr,
-    value_ptr,
-    best_ptr,
-    columns_ptr,
-    column_scale_ptr,
-    slots_ptr,
-    stride_tokens_m,
-    stride_tokens_d,
-    stride_origin_g,
-    stride_origin_d,
-    stride_columns_g,
-    stride_columns_c,
-    WIDTH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Bring a tile's values up to date with the accepted picks, and leave each group's best."""
-    start = tl.load(cu_segments_ptr + segment)
-    size = tl.load(cu_segments_ptr + segment + 1) - start
-    position, mask = _positions_of(tile, size)
-    row = tl.load(rows_ptr + start + position, mask=mask, other=0)
-    inverse = tl.load(inverse_ptr + start + position, mask=mask, other=0.0)
-    scale_ptr += start
-    value_ptr += start
-    value = tl.load(value_ptr + position, mask=mask, other=-1.0)
-    if origin_ptr is not None:
-        origin_ptr += segment * stride_origin_g
-    columns_ptr += segment * stride_columns_g
-    column_scale_ptr += segment * CANDIDATES
-    slots_ptr += segment * CANDIDATES
-
-    # The accepted columns, rounded up to 16: 128, 64, 32 and 16 at a time, in two steps at most. 97 to 112 would
-    # take three, so they go as 128.
-    done = tl.zeros([], tl.int64)
-    for halving in tl.static_range(0, 4):
-        if accepted - done > (CANDIDATES >> halving) - (32 if halving == 0 else 16):
-            value = _lower(
-                value,
-                done,
-                accepted,
-                tokens_ptr,
-                origin_ptr,
-                scale_ptr,
-                row,
-                position,
-                mask,
-                inverse,
-                columns_ptr,
-                column_scale_ptr,
-                slots_ptr,
-                stride_tokens_m,
-                stride_tokens_d,
-                stride_origin_d,
-                stride_columns_c,
-                WIDTH,
-                INPUT_PRECISION,
-                CANDIDATES >> halving,
-                BLOCK_D,
-            )
-            done += CANDIDATES >> halving
-    tl.store(value_ptr + position, value, mask=mask)
-
-    key = tl.reshape(_key(tl.where(mask, value, -1.0), position), [BLOCK_M // GROUP, GROUP])
-    groups = tile * (BLOCK_M // GROUP) + tl.arange(0, BLOCK_M // GROUP)
-    best_ptr += tl.load(cu_tiles_ptr + segment) * (BLOCK_M // GROUP * KEEP)
+def _leave_best(best_ptr, tile, value, position):
+    """Each group's best keys, the largest first."""
+    key = tl.reshape(_key(value, position), [BLOCK_M // GROUP, GROUP])
+    group = tile * (BLOCK_M // GROUP) + tl.arange(0, BLOCK_M // GROUP)
     for place in tl.static_range(KEEP):
         best = tl.max(key, axis=1)
-        tl.store(best_ptr + groups * KEEP + place, best)
+        tl.store(best_ptr + group * KEEP + place, best)
         key = tl.where(key == best[:, None], NO_KEY, key)
-
-
-@triton.jit(do_not_specialize=["limit"])
-def _nominate_kernel(
-    # tensors
-    tokens_ptr,  # [M, d]
-    origin_ptr,  # [g, d] or None, which is 0
-    rows_ptr,  # int64 [N]
-    cu_segments_ptr,  # int64 [g + 1]
-    budgets_ptr,  # int64 [g]
-    cu_budgets_ptr,  # int64 [g + 1]
-    cu_tiles_ptr,  # int64 [g + 1]
-    inverse_ptr,  # fp32 [N]
-    scale_ptr,  # fp32 [N]
-    value_ptr,  # fp32 [N]
-    best_ptr,  # int64 [tiles, BLOCK_M / GROUP, KEEP] keys
-    state_ptr,  # int64 [g, STATE]
-    scratch_ptr,  # int64 [g, CANDIDATES]
-    candidates_ptr,  # int64 [g, CANDIDATES] positions
-    apart_ptr,  # fp32 [g, CANDIDATES, CANDIDATES] distances of all candidates (last axis) to each
-    columns_ptr,  # [g, CANDIDATES, d] the candidates' û, rounded for the products
-    column_scale_ptr,  # fp32 [g, CANDIDATES]
-    slots_ptr,  # int64 [g, CANDIDATES] which candidates were accepted, in order
-    picks_ptr,  # int64 [total] where they stand in rows
-    gain_ptr,  # fp32 [total]
-    # sizes
-    limit,
-    # strides
-    stride_tokens_m,
-    stride_tokens_d,
-    stride_origin_g,
-    stride_origin_d,
-    stride_columns_g,
-    stride_columns_c,
-    # constants
-    WIDTH: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    _nominate(
-        tl.program_id(0).to(tl.int64),
-        tokens_ptr,
-        origin_ptr,
-        rows_ptr,
-        cu_segments_ptr,
-        budgets_ptr,
-        cu_budgets_ptr,
-        cu_tiles_ptr,
-        inverse_ptr,
-        scale_ptr,
-        value_ptr,
-        best_ptr,
-        state_ptr,
-        scratch_ptr,
-        candidates_ptr,
-        apart_ptr,
-        columns_ptr,
-        column_scale_ptr,
-        slots_ptr,
-        picks_ptr,
-        gain_ptr,
-        limit,
-        stride_tokens_m,
-        stride_tokens_d,
-        stride_origin_g,
-        stride_origin_d,
-        stride_columns_g,
-        stride_columns_c,
-        WIDTH,
-        INPUT_PRECISION,
-        BLOCK_D,
-    )
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -891,35 +837,57 @@ def _absorb_kernel(
     accepted = tl.load(state_ptr + segment * STATE + ACCEPTED)
     if accepted == 0:
         return
-    _absorb(
-        segment,
-        program - tl.load(cu_tiles_ptr + segment),
-        accepted,
-        tokens_ptr,
-        origin_ptr,
-        rows_ptr,
-        cu_segments_ptr,
-        cu_tiles_ptr,
-        inverse_ptr,
-        scale_ptr,
-        value_ptr,
-        best_ptr,
-        columns_ptr,
-        column_scale_ptr,
-        slots_ptr,
-        stride_tokens_m,
-        stride_tokens_d,
-        stride_origin_g,
-        stride_origin_d,
-        stride_columns_g,
-        stride_columns_c,
-        WIDTH,
-        INPUT_PRECISION,
-        BLOCK_D,
-    )
+    start = tl.load(cu_segments_ptr + segment)
+    size = tl.load(cu_segments_ptr + segment + 1) - start
+    tile = program - tl.load(cu_tiles_ptr + segment)
+    position, mask = _positions_of(tile, size)
+    row = tl.load(rows_ptr + start + position, mask=mask, other=0)
+    inverse = tl.load(inverse_ptr + start + position, mask=mask, other=0.0)
+    scale_ptr += start
+    value_ptr += start
+    value = tl.load(value_ptr + position, mask=mask, other=-1.0)
+    if origin_ptr is not None:
+        origin_ptr += segment * stride_origin_g
+    columns_ptr += segment * stride_columns_g
+    column_scale_ptr += segment * CANDIDATES
+    slots_ptr += segment * CANDIDATES
+
+    # The accepted columns, rounded up to 16, as blocks of 128, 64, 32 and 16: two of them at most, because 97
+    # to 112, which would take three, go as 128.
+    done = tl.zeros([], tl.int64)
+    for halving in tl.static_range(0, 4):
+        if accepted - done > (CANDIDATES >> halving) - (32 if halving == 0 else 16):
+            value = _lower(
+                value,
+                done,
+                accepted,
+                tokens_ptr,
+                origin_ptr,
+                scale_ptr,
+                row,
+                position,
+                mask,
+                inverse,
+                columns_ptr,
+                column_scale_ptr,
+                slots_ptr,
+                stride_tokens_m,
+                stride_tokens_d,
+                stride_origin_d,
+                stride_columns_c,
+                WIDTH,
+                INPUT_PRECISION,
+                CANDIDATES >> halving,
+                BLOCK_D,
+            )
+            done += CANDIDATES >> halving
+    tl.store(value_ptr + position, value, mask=mask)
+
+    best_ptr += tl.load(cu_tiles_ptr + segment) * (BLOCK_M // GROUP * KEEP)
+    _leave_best(best_ptr, tile, tl.where(mask, value, -1.0), position)
 
 
-@triton.jit(do_not_specialize=["limit"])
+@triton.jit
 def _finish_kernel(
     # tensors, as in `_nominate_kernel`
     tokens_ptr,
@@ -934,16 +902,11 @@ def _finish_kernel(
     value_ptr,
     best_ptr,
     state_ptr,
-    scratch_ptr,
-    candidates_ptr,
-    apart_ptr,
     columns_ptr,
     column_scale_ptr,
     slots_ptr,
     picks_ptr,
     gain_ptr,
-    # sizes
-    limit,
     # strides
     stride_tokens_m,
     stride_tokens_d,
@@ -957,77 +920,104 @@ def _finish_kernel(
     BLOCK_D: tl.constexpr,
 ):
     segment = tl.program_id(0).to(tl.int64)
-    tiles = tl.load(cu_tiles_ptr + segment + 1) - tl.load(cu_tiles_ptr + segment)
-    accepted = tl.full([], 1, tl.int64)
-    while accepted > 0:
-        accepted = _nominate(
-            segment,
-            tokens_ptr,
-            origin_ptr,
-            rows_ptr,
-            cu_segments_ptr,
-            budgets_ptr,
-            cu_budgets_ptr,
-            cu_tiles_ptr,
-            inverse_ptr,
-            scale_ptr,
-            value_ptr,
-            best_ptr,
-            state_ptr,
-            scratch_ptr,
-            candidates_ptr,
-            apart_ptr,
-            columns_ptr,
-            column_scale_ptr,
-            slots_ptr,
-            picks_ptr,
-            gain_ptr,
-            limit,
-            stride_tokens_m,
-            stride_tokens_d,
-            stride_origin_g,
-            stride_origin_d,
-            stride_columns_g,
-            stride_columns_c,
-            WIDTH,
-            INPUT_PRECISION,
-            BLOCK_D,
-        )
-        tl.debug_barrier()
-        if accepted > 0:
+    count = tl.load(state_ptr + segment * STATE + COUNT)
+    met = tl.load(state_ptr + segment * STATE + MET)
+    budget = tl.load(budgets_ptr + segment)
+    start = tl.load(cu_segments_ptr + segment)
+    size = tl.load(cu_segments_ptr + segment + 1) - start
+    first_tile = tl.load(cu_tiles_ptr + segment)
+    tiles = tl.load(cu_tiles_ptr + segment + 1) - first_tile
+    rows_ptr += start
+    inverse_ptr += start
+    scale_ptr += start
+    value_ptr += start
+    best_ptr += first_tile * (BLOCK_M // GROUP * KEEP)
+    picks_ptr += tl.load(cu_budgets_ptr + segment)
+    gain_ptr += tl.load(cu_budgets_ptr + segment)
+    columns_ptr += segment * stride_columns_g
+    column_scale_ptr += segment * CANDIDATES
+    slots_ptr += segment * CANDIDATES
+    if origin_ptr is not None:
+        origin_ptr += segment * stride_origin_g
+    offs_c = tl.arange(0, FEWEST)
+
+    while count < budget:
+        pick = tl.zeros([], tl.int64)
+        if met < count:
+            pick = tl.load(picks_ptr + met) - start
+        else:
+            entries = tl.cdiv(size, GROUP) * KEEP
+            top = tl.full([], NO_KEY, tl.int64)
+            for first in range(0, entries, BLOCK_SCAN):
+                offs = first + tl.arange(0, BLOCK_SCAN)
+                key = tl.load(best_ptr + offs, mask=offs < entries, other=NO_KEY)
+                top = tl.maximum(top, tl.max(key, axis=0))
+            if top >> 32 > 0:
+                pick = _position(top)
+                tl.store(picks_ptr + count, start + pick)
+                tl.store(gain_ptr + count, _value(top))
+                tl.store(value_ptr + pick, -1.0)
+                count += 1
+            else:
+                _fill(value_ptr, picks_ptr + count, gain_ptr + count, start, 0.0, size, budget - count)
+                count = budget
+        met += 1
+        if count < budget:
+            row = tl.load(rows_ptr + pick) + tl.zeros([FEWEST], tl.int64)
+            inverse = tl.load(inverse_ptr + pick) + tl.zeros([FEWEST], tl.float32)
+            _write_columns(
+                columns_ptr,
+                tokens_ptr,
+                origin_ptr,
+                row,
+                offs_c == 0,
+                inverse,
+                stride_tokens_m,
+                stride_tokens_d,
+                stride_origin_d,
+                stride_columns_c,
+                WIDTH,
+                FEWEST,
+                BLOCK_D,
+            )
+            tl.store(slots_ptr, 0)
+            tl.store(column_scale_ptr + offs_c, tl.where(offs_c == 0, tl.load(scale_ptr + pick), 0.0))
+            tl.debug_barrier()
             for tile in range(0, tiles):
-                _absorb(
-                    segment,
-                    tile,
-                    accepted,
+                position, mask_m = _positions_of(tile, size)
+                value = tl.load(value_ptr + position, mask=mask_m, other=-1.0)
+                value = _lower(
+                    value,
+                    0,
+                    1,
                     tokens_ptr,
                     origin_ptr,
-                    rows_ptr,
-                    cu_segments_ptr,
-                    cu_tiles_ptr,
-                    inverse_ptr,
                     scale_ptr,
-                    value_ptr,
-                    best_ptr,
+                    tl.load(rows_ptr + position, mask=mask_m, other=0),
+                    position,
+                    mask_m,
+                    tl.load(inverse_ptr + position, mask=mask_m, other=0.0),
                     columns_ptr,
                     column_scale_ptr,
                     slots_ptr,
                     stride_tokens_m,
                     stride_tokens_d,
-                    stride_origin_g,
                     stride_origin_d,
-                    stride_columns_g,
                     stride_columns_c,
                     WIDTH,
                     INPUT_PRECISION,
+                    FEWEST,
                     BLOCK_D,
                 )
-        tl.debug_barrier()
+                tl.store(value_ptr + position, value, mask=mask_m)
+                _leave_best(best_ptr, tile, tl.where(mask_m, value, -1.0), position)
+            tl.debug_barrier()
 
 
 def launch_config(width: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes, warps and stages, by the tokens' width and type alone."""
-    widest = 64 if dtype.itemsize == 2 else 32
+    # An fp32 product keeps three copies of what it multiplies in registers.
+    widest = 64 if dtype.itemsize == 2 else 16
     return dict(BLOCK_D=min(widest, max(16, triton.next_power_of_2(width))), num_warps=8, num_stages=2)
 
 
@@ -1090,6 +1080,7 @@ def rounds_launch(
     state: Tensor,
     scratch: Tensor,
     candidates: Tensor,
+    candidate_scale: Tensor,
     apart: Tensor,
     columns: Tensor,
     column_scale: Tensor,
@@ -1098,14 +1089,10 @@ def rounds_launch(
     rounds: int,
     input_precision: str,
 ) -> None:
-    """The whole selection. Shapes and types stand at the kernels; all but tokens and origin are contiguous.
+    """Launch the whole selection.
 
-    Args:
-        picks: int64 [total], where they stand in `rows`, in the order of the picks.
-        gain: fp32 [total].
-        limit: candidates of a round, 1 to `CANDIDATES`.
-        rounds: how many to plan.
-        input_precision: of products of fp32 tokens, `"ieee"` or `"tf32x3"`.
+    Shapes and types stand at the kernels. Tensors other than tokens, origin and inverse_norm are contiguous.
+    `limit` is the number of a round's candidates, 1 to `CANDIDATES`; `rounds` how many to launch.
     """
     segments, width = len(budgets), tokens.shape[1]
     config = launch_config(width, tokens.dtype)
@@ -1162,21 +1149,24 @@ def rounds_launch(
         **opening,
         **common,
     )
-    outputs = dict(cu_budgets_ptr=cu_budgets, state_ptr=state, picks_ptr=picks, gain_ptr=gain)
     _open_kernel[(segments,)](
         cu_segments_ptr=cu_segments,
         cu_tiles_ptr=cu_tiles,
         scale_ptr=scale,
         typical_ptr=typical,
         value_ptr=value,
+        cu_budgets_ptr=cu_budgets,
+        state_ptr=state,
+        picks_ptr=picks,
+        gain_ptr=gain,
         num_warps=8,
         enable_fp_fusion=False,
         **opening,
-        **outputs,
     )
-    absorb = dict(
+    columns_of = dict(
         value_ptr=value,
         best_ptr=best,
+        state_ptr=state,
         columns_ptr=columns,
         column_scale_ptr=column_scale,
         slots_ptr=slots,
@@ -1185,16 +1175,16 @@ def rounds_launch(
         INPUT_PRECISION=input_precision,
         **common,
     )
-    nominate = dict(
-        budgets_ptr=budgets,
-        scratch_ptr=scratch,
-        candidates_ptr=candidates,
-        apart_ptr=apart,
-        limit=limit,
-        **outputs,
-        **absorb,
-    )
+    picks_of = dict(budgets_ptr=budgets, cu_budgets_ptr=cu_budgets, picks_ptr=picks, gain_ptr=gain)
     for _ in range(rounds):
-        _nominate_kernel[(segments,)](**nominate)
-        _absorb_kernel[tiles](tile_segment_ptr=tile_segment, state_ptr=state, segments=segments, **absorb)
-    _finish_kernel[(segments,)](**nominate)
+        _nominate_kernel[(segments,)](
+            scratch_ptr=scratch,
+            candidates_ptr=candidates,
+            candidate_scale_ptr=candidate_scale,
+            apart_ptr=apart,
+            limit=limit,
+            **picks_of,
+            **columns_of,
+        )
+        _absorb_kernel[tiles](tile_segment_ptr=tile_segment, segments=segments, **columns_of)
+    _finish_kernel[(segments,)](**picks_of, **columns_of)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import types
+import collections
+import importlib
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
-from trimtok_fast import pipeline
 from trimtok_fast.certificate import TOLERANCE, certify
 from trimtok_fast.config import OBJECTIVES
 from trimtok_fast.segments import integers_on
@@ -224,47 +225,33 @@ def test_scores_of_the_cut_front_that_tie_go_to_the_lowest_row():
             assert out.indices.tolist() == [0, 1]
 
 
-def test_nothing_in_prune_waits_for_the_device(monkeypatch):
-    """Run on tensors without values: whatever would read one on the host raises."""
-    FakeTensorMode = pytest.importorskip("torch._subclasses.fake_tensor").FakeTensorMode
-
-    def token_statistics(tokens, images, samples, text, cu_text, *, center):
-        s, n, (count, width) = len(samples), len(images), tokens.shape
-        shapes = {
-            "origin": (s, width),
-            "inverse_norm": (count,),
-            "direction_sum": (n, width),
-            "nonzero": (n,),
-        }
-        shapes |= {"diversity": (n,), "variation": (s,), "alignment": (count,)}
-        return tt.TokenStatistics(**{name: torch.zeros(shape) for name, shape in shapes.items()})
-
-    def select(run, tokens, segments, budgets, *, total, **arguments):
-        return torch.zeros(total, dtype=torch.int64), torch.zeros(total)
-
-    backend = types.SimpleNamespace(token_statistics=token_statistics)
-    monkeypatch.setattr(pipeline, "choose_backend", lambda *arguments: backend)
-    monkeypatch.setattr(pipeline, "select", select)
-    monkeypatch.setattr(
-        pipeline, "rank", lambda run, diversity, alignment, cu: torch.zeros_like(cu[0] + diversity.long())
+@pytest.mark.parametrize("pool_objective", OBJECTIVES)
+@pytest.mark.parametrize("workspace_bytes", [0, 2**29], ids=["in rounds", "stored"])
+def test_nothing_in_prune_waits_for_the_device(pool_objective, workspace_bytes, monkeypatch, request):
+    """Run on tensors without values, with kernels that do nothing: whatever reads a value raises."""
+    config = tt.PruneConfig(
+        check_finite=False, pool_objective=pool_objective, workspace_bytes=workspace_bytes
     )
+    without_kernels(monkeypatch)
     integers_on.cache_clear()
-    try:
-        with FakeTensorMode():
-            config = tt.PruneConfig(check_finite=False)
-            out = tt.prune(
-                torch.empty(640, 32),
-                CU_TOKENS,
-                CU_IMAGES,
-                text=torch.empty(8, 32),
-                cu_text=CU_TEXT,
-                config=config,
-            )
-            assert len(out.indices) == sum(tt.kept_counts(CU_TOKENS, CU_IMAGES, config=config))
-            with pytest.raises(Exception, match="_local_scalar_dense"):
-                out.indices.tolist()
-    finally:
-        integers_on.cache_clear()
+    request.addfinalizer(integers_on.cache_clear)
+    with FakeTensorMode():
+        tokens, text = torch.empty(640, 32), torch.empty(8, 32)
+        out = tt.prune(
+            tokens, CU_TOKENS, CU_IMAGES, text=text, cu_text=CU_TEXT, config=config, backend="triton"
+        )
+        assert len(out.indices) == sum(tt.kept_counts(CU_TOKENS, CU_IMAGES, config=config))
+        for value in (out.indices, out.cu_tokens, out.plan.pool, out.stage):
+            with pytest.raises(DataDependentOutputException):
+                value.tolist()
+
+
+def without_kernels(monkeypatch):
+    """Let every launch of a kernel do nothing."""
+    for name in ("statistics", "directions", "similarity", "greedy", "rounds", "pareto", "gather"):
+        module = importlib.import_module(f"trimtok_fast.kernels.{name}")
+        for kernel in [key for key in vars(module) if key.startswith("_") and key.endswith("_kernel")]:
+            monkeypatch.setattr(module, kernel, collections.defaultdict(lambda: lambda *a, **k: None))
 
 
 def test_each_stage_is_greedy_by_its_certificate():

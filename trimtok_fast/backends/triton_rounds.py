@@ -5,6 +5,8 @@ Nothing here reads a device value on the host: the whole selection can be captur
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ def select_in_rounds(
     inverse_norm: Tensor | None,
     rows: Tensor | None,
     candidates: int,
+    above: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`greedy_select` with `objective="max_min"`, without a matrix (METHOD §5).
 
@@ -41,6 +44,7 @@ def select_in_rounds(
         rows: int64 [N], distinct in each segment, in any order; entries past the last boundary are not
             looked at. `None` for all rows.
         candidates: how many a round has, 128 at most.
+        above: segments of so many rows at most are left alone, and their picks -1.
 
     Returns:
         int64 [total] rows of `tokens` in the order of the picks, and fp32 [total] gains; what the budgets
@@ -48,9 +52,9 @@ def select_in_rounds(
 
     Note:
         The number of launches hangs on `total`, `bound`, the number of seeds and `candidates` alone. Ordinary
-        tokens are done before the planned rounds are; what is left goes on in one program a segment, which
-        takes at least one pick a round: a segment laid out to accept one at a time costs its multiply-adds
-        on a single multiprocessor.
+        tokens are done before the planned rounds are, and each round left over costs two launches that find
+        nothing to do. Tokens laid out to let a round accept one pick at a time outlast the plan: then one
+        program a segment reads all its tokens for every pick that is left.
     """
     device, width = tokens.device, tokens.shape[1]
     segments = len(budgets)
@@ -67,10 +71,7 @@ def select_in_rounds(
     tiles = kernel.tile_count(size, segments, bound)
     slots, group = kernel.CANDIDATES.value, kernel.GROUP.value
     limit = min(candidates, slots)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
+    empty = partial(_empty, device)
     dtype, input_precision = product_type(tokens)
     kernel.rounds_launch(
         picks,
@@ -80,7 +81,7 @@ def select_in_rounds(
         inverse_norm=inverse_norm,
         rows=ordered,
         cu_segments=cu_segments,
-        budgets=budgets,
+        budgets=torch.where(cu_segments.diff() > above, budgets, 0),
         cu_budgets=_running_total(budgets),
         seeds=torch.searchsorted(keys, _keys(seeds, cu_seeds, len(tokens))),
         cu_seeds=cu_seeds,
@@ -94,17 +95,22 @@ def select_in_rounds(
         typical=empty(tiles, dtype=torch.int64),
         best=empty(tiles, kernel.BLOCK_M.value // group, kernel.KEEP.value, dtype=torch.int64),
         state=empty(segments, kernel.STATE.value, dtype=torch.int64),
-        scratch=empty(segments, slots, dtype=torch.int64),
-        candidates=empty(segments, slots, dtype=torch.int64),
+        scratch=empty(segments, slots, dtype=torch.int32),
+        candidates=empty(segments, slots, dtype=torch.int32),
+        candidate_scale=empty(segments, slots),
         apart=empty(segments, slots, slots),
         columns=empty(segments, slots, width, dtype=dtype),
         column_scale=empty(segments, slots),
-        slots=empty(segments, slots, dtype=torch.int64),
+        slots=empty(segments, slots, dtype=torch.int32),
         limit=limit,
         rounds=kernel.planned_rounds(total, bound, len(seeds), limit),
         input_precision=input_precision,
     )
     return torch.where(picks < 0, -1, ordered[picks.clamp(min=0)]), gain
+
+
+def _empty(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def product_type(tokens: Tensor) -> tuple[torch.dtype, str]:

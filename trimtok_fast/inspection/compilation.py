@@ -31,12 +31,14 @@ class Launch:
         kernel: its name, without the `_` and `_kernel` around it.
         module: the last part of the name of the module it stands in.
         grid: number of programs in each dimension.
+        compiled_in: the values of its `constexpr` arguments.
         code: what triton made of it; the same object for the same variant.
     """
 
     kernel: str
     module: str
     grid: tuple[int, ...]
+    compiled_in: str
     code: Any
 
 
@@ -75,7 +77,9 @@ def compiling_for(target: Target) -> Iterator[list[Launch]]:
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         code = run(kernel, *args, grid=grid, warmup=True, **options)
         name = kernel.__name__.removeprefix("_").removesuffix("_kernel")
-        launches.append(Launch(name, kernel.__module__.rpartition(".")[2], tuple(grid), code))
+        module = kernel.__module__.rpartition(".")[2]
+        constants = {p.name: options[p.name] for p in kernel.params if p.is_constexpr and p.name in options}
+        launches.append(Launch(name, module, tuple(grid), str(constants), code))
         return code
 
     JITFunction.run = compile_only
@@ -94,7 +98,8 @@ class Resources:
     Attributes:
         num_warps: warps of a program.
         registers: of a thread (AMD: VGPRs and AGPRs together).
-        spills: instructions that spill to memory and reload (AMD: registers spilled).
+        spills: instructions that spill registers to memory and reload them (AMD: VGPRs spilled).
+        scalar_spills: AMD's SGPRs that wait in lanes of VGPRs, which takes no memory.
         shared_bytes: shared memory of a program.
         matrix_instructions: of the machine code, without repetition by loops.
         products: `tl.dot`s with 16-bit operands in the kernel.
@@ -106,6 +111,7 @@ class Resources:
     num_warps: int
     registers: int
     spills: int
+    scalar_spills: int
     shared_bytes: int
     matrix_instructions: int
     products: int
@@ -122,12 +128,13 @@ class Resources:
 def resources(code: Any) -> Resources:
     """Read what a kernel takes from what triton compiled."""
     read = _read_nvidia if "cubin" in code.asm else _read_amd
-    registers, spills, opcodes, load_bits = read(code)
+    registers, spills, scalar_spills, opcodes, load_bits = read(code)
     products, by_hand = _products(code.asm["ttgir"])
     return Resources(
         num_warps=code.metadata.num_warps,
         registers=registers,
         spills=spills,
+        scalar_spills=scalar_spills,
         shared_bytes=code.metadata.shared,
         matrix_instructions=sum(count for name, count in opcodes.items() if MATRIX.match(name)),
         products=products,
@@ -141,7 +148,10 @@ def resources(code: Any) -> Resources:
 _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)")
 
 
-def _read_nvidia(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
+_Reading = tuple[int, int, int, Counter[str], Counter[int]]
+
+
+def _read_nvidia(code: Any) -> _Reading:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code.asm["cubin"])
         file.flush()
@@ -158,7 +168,7 @@ def _read_nvidia(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
         if parts[0] in ("LDG", "LDGSTS"):
             widths = [int(digits) for part in parts for digits in re.findall(r"^[US]?(\d+)$", part)]
             load_bits[max(widths, default=32)] += count
-    return int(registers[1]), spills, opcodes, load_bits
+    return int(registers[1]), spills, 0, opcodes, load_bits
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -177,7 +187,7 @@ _AMD_LOAD = re.compile(
 _AMD_BITS = {"byte": 8, "short": 16, "dword": 32}
 
 
-def _read_amd(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
+def _read_amd(code: Any) -> _Reading:
     assembly = code.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -191,14 +201,15 @@ def _read_amd(code: Any) -> tuple[int, int, Counter[str], Counter[int]]:
     for name, count in opcodes.items():
         if load := _AMD_LOAD.match(name):
             load_bits[(_AMD_BITS[load[1]] if load[1] else int(load[2])) * int(load[3] or 1)] += count
-    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
-    return number("vgpr_count"), spills, opcodes, load_bits
+    spilled = number("vgpr_spill_count"), number("sgpr_spill_count")
+    return number("vgpr_count"), *spilled, opcodes, load_bits
 
 
 #: `%c = tt.dot %a, %b, %acc ... : tensor<64x64xf16, ...> * tensor<64x64xf16, ...> -> tensor<64x64xf32, #mma>`
 _DOT = re.compile(r"(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma)\b[^\n]*? : ([^\n]*)")
 
 
+#: What a constant condition of a `while` loop looks like.
 _ENDLESS = re.compile(r"scf\.condition\(%true")
 
 
@@ -212,9 +223,5 @@ def _products(ttgir: str) -> tuple[int, int]:
         products += 1
         if operation == "tt.dot":
             layout = re.search(r"-> tensor<[^,>]*, (#\w+)", types)
-            by_hand += (
-                layout is None
-                or "mma" not in layouts.get(layout[1], "")
-                and "mfma" not in layouts.get(layout[1], "")
-            )
+            by_hand += layout is None or not re.search("mma|mfma", layouts.get(layout[1], ""))
     return products, by_hand

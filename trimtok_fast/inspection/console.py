@@ -98,7 +98,7 @@ def _floor_table(inspection: Inspection) -> Table:
     for floor in inspection.floors:
         table.add_row(
             floor.step,
-            floor.kernel,
+            floor.module,
             f"{floor.traffic.bytes_moved / 1e6:,.1f}",
             f"{floor.traffic.products / 1e9:,.1f}",
             *(f"{floor.seconds[sheet.name] * 1e6:,.1f}" for sheet in DATA_SHEETS),

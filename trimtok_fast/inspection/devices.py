@@ -83,8 +83,8 @@ class DataSheet:
         name: of the GPU.
         bandwidth: of its memory, bytes a second.
         matrix_16: operations a second of the matrix units on fp16 and bf16, dense.
-        matrix_32: the same for products as exact as fp32's: a third of tf32's rate on NVIDIA, where three tf32
-            products make one; the rate of fp32 itself on AMD.
+        matrix_32: the same for products as exact as fp32's: a third of tf32's rate on NVIDIA, where three of
+            tf32 make one; the rate of fp32 itself on AMD.
         vector: fp32 operations a second outside the matrix units.
         source: where the numbers stand.
     """

@@ -11,13 +11,15 @@ import triton
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.inspection.compilation import Launch, Resources, compiling_for, resources
 from trimtok_fast.inspection.devices import DATA_SHEETS, TARGETS, Target
-from trimtok_fast.inspection.workload import Workload, kernels_on_the_host
+from trimtok_fast.inspection.workload import PRUNE, Workload
 from trimtok_fast.kernels.common import Traffic
 
 #: Kernels that multiply directions by directions: with 16-bit tokens, on matrix units.
-PRODUCTS = ("similarity", "nominate", "absorb", "finish_rounds")
+PRODUCTS = ("directions", "similarity", "prepare", "nominate", "absorb")
 #: Modules whose kernels stream rows: 128 bits a thread at once, where the rows lie on 16 bytes.
 STREAMS = ("statistics", "similarity", "rounds", "gather")
+#: Their kernels that read no rows.
+ROWLESS = ("open",)
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Floor:
 
     Attributes:
         step: of the workload.
-        kernel: the file of the kernel.
+        module: the file of the kernels.
         traffic: what it moves and does.
         seconds: by the GPU's name.
     """
 
     step: str
-    kernel: str
+    module: str
     traffic: Traffic
     seconds: dict[str, float]
 
@@ -104,16 +106,18 @@ def inspect_kernels(
         announce: called with each target's name before it is compiled for.
     """
     variants: list[Variant] = []
+    floors: list[Floor] = []
     for name in targets:
         announce(name)
         launched: dict[str, list[Launch]] = {}
-        with kernels_on_the_host(), compiling_for(TARGETS[name]) as launches:
-            for step, call in workload.ops().items():
-                call()
+        with compiling_for(TARGETS[name]) as launches:
+            for step, launch_all in workload.steps().items():
+                launch_all()
                 launched[step] = launches[:]
                 launches.clear()
         variants += _variants(launched, TARGETS[name], workload)
-    return Inspection(workload, triton.__version__, tuple(variants), tuple(_floors(workload)))
+        floors = floors or list(_floors(launched, workload))
+    return Inspection(workload, triton.__version__, tuple(variants), tuple(floors))
 
 
 def _variants(launched: dict[str, list[Launch]], target: Target, workload: Workload) -> list[Variant]:
@@ -152,12 +156,15 @@ def _broken(launch: Launch, taken: Resources, target: Target, workload: Workload
         yield f"{taken.products_by_hand} of {taken.products} products without matrix instructions"
     if itemsize == 2 and launch.kernel in PRODUCTS and taken.matrix_instructions == 0:
         yield "no matrix instruction"
-    if workload.dim * itemsize % 16 == 0 and launch.module in STREAMS and taken.widest_load < 128:
+    streams = launch.module in STREAMS and launch.kernel not in ROWLESS
+    if streams and workload.dim * itemsize % 16 == 0 and taken.widest_load < 128:
         yield f"loads of at most {taken.widest_load} bits, wanted 128"
 
 
-def _floors(workload: Workload) -> Iterable[Floor]:
+def _floors(launched: dict[str, list[Launch]], workload: Workload) -> Iterable[Floor]:
     sixteen_bits = DTYPES[workload.dtype].itemsize == 2
-    for step, kernel, traffic in workload.traffic():
-        seconds = {sheet.name: sheet.floor(*traffic, sixteen_bits=sixteen_bits) for sheet in DATA_SHEETS}
-        yield Floor(step, kernel, traffic, seconds)
+    for step in PRUNE:
+        modules = {launch.module for launch in launched[step]}
+        for module, traffic in workload.traffic(step, modules).items():
+            seconds = {sheet.name: sheet.floor(*traffic, sixteen_bits=sixteen_bits) for sheet in DATA_SHEETS}
+            yield Floor(step, module, traffic, seconds)

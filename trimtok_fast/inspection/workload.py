@@ -1,20 +1,25 @@
-"""A workload by its shapes, and the ops that pruning it takes. No tensor of it has values."""
+"""A workload by its shapes, and the launches that pruning it takes. No tensor of it has values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from trimtok_fast import ops
+from trimtok_fast.backends import triton as backend
+from trimtok_fast.backends.triton_greedy import form_of
 from trimtok_fast.budgets import kept_counts
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
+from trimtok_fast.kernels import directions, gather, greedy, pareto, rounds, similarity, statistics
 from trimtok_fast.kernels.common import Traffic
+from trimtok_fast.segments import Segments
+
+#: The steps of `prune`. The others are there to be compiled too.
+PRUNE = ("statistics", "stage 1", "stage 2", "pareto", "gather")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Workload:
     @property
     def kept(self) -> int:
         """Number of tokens that stay."""
-        return kept_counts(self._boundaries(self.tokens), config=PruneConfig(keep_ratio=self.keep))[0]
+        return kept_counts(self._images().offsets, config=self._config())[0]
 
     @property
     def survivors(self) -> int:
@@ -57,63 +62,108 @@ class Workload:
 
     @property
     def pool(self) -> int:
-        """Candidates that stage 2 leaves."""
-        return self.kept + (self.images * self.survivors - self.kept) // 2
+        """Candidates that stage 2 leaves of them."""
+        return self.kept + round(self._config().pool_fraction * (self.images * self.survivors - self.kept))
 
-    def _boundaries(self, size: int) -> list[int]:
-        return list(accumulate([size] * self.images, initial=0))
+    def _config(self) -> PruneConfig:
+        return PruneConfig(keep_ratio=self.keep)
 
-    def traffic(self) -> Iterator[tuple[str, str, Traffic]]:
-        """What each kernel moves and does in each step, by the models that stand beside the kernels."""
-        return iter(())
+    def _images(self) -> Segments:
+        return Segments(tuple(accumulate([self.tokens] * self.images, initial=0)))
 
-    def ops(self) -> dict[str, Callable[[], object]]:
-        """What `prune` calls for it, by the name of the step; none of the calls reads a token's value."""
-        cu_tokens, whole = self._boundaries(self.tokens), [0, self.total]
-        tokens = torch.empty(self.total, self.dim, dtype=DTYPES[self.dtype])
-        text = torch.empty(self.words, self.dim, dtype=DTYPES[self.dtype])
-        origin, inverse_norm = torch.empty(self.images, self.dim), torch.empty(self.total)
+    def steps(self) -> dict[str, Callable[[], object]]:
+        """What launches each step's kernels, as `prune` does on a GPU; no token's value is read."""
+        dtype, config, images = DTYPES[self.dtype], self._config(), self._images()
+        samples = Segments((0, self.images))
+        tokens, text = (
+            torch.empty(self.total, self.dim, dtype=dtype),
+            torch.empty(self.words, self.dim, dtype=dtype),
+        )
+        inverse_norm = torch.empty(self.total)
+        first_rows = torch.arange(self.images) * self.tokens
+        survivors = (first_rows[:, None] + torch.arange(self.survivors)).flatten()
+        # Past the survivors, whose number a GPU keeps to itself, there is nothing.
+        rows = torch.cat([survivors, survivors.new_full((self.total - len(survivors),), self.total)])
+        rank = torch.arange(float(self.pool))
 
-        def select(objective: str, cu_segments: list[int], budget: int, **options: Tensor) -> object:
-            segments = len(cu_segments) - 1
-            return ops.greedy_select(
-                tokens,
-                cu_segments,
-                [budget] * segments,
-                objective=objective,
-                origin=origin[:segments],
-                inverse_norm=inverse_norm,
-                backend="triton",
-                **options,
+        def measure(center: str) -> object:
+            return backend.token_statistics(
+                tokens, images, samples, text, Segments((0, self.words)), center=center
             )
 
-        firsts = torch.arange(self.images) * self.tokens
-        survivors = (firsts[:, None] + torch.arange(self.survivors)).flatten()
-        ranks = torch.arange(float(self.pool - self.images))
+        def select(
+            objective: str,
+            segments: Segments | Tensor,
+            budgets: list[int],
+            at_most: tuple[int, ...],
+            total: int,
+            seeds: Tensor,
+            rows: Tensor | None = None,
+        ) -> object:
+            return backend.greedy_select(
+                tokens,
+                segments,
+                torch.tensor(budgets),
+                at_most=at_most,
+                total=total,
+                objective=objective,
+                seeds=seeds,
+                cu_seeds=Segments((0,) * len(budgets) + (len(seeds),)),
+                origin=torch.empty(len(budgets), self.dim),
+                inverse_norm=inverse_norm,
+                rows=rows,
+                candidates=config.candidates,
+                workspace_bytes=config.workspace_bytes,
+            )
+
+        def each_image(objective: str) -> object:
+            budgets = [self.survivors] * self.images
+            return select(objective, images, budgets, images.lengths, self.total, first_rows[:0])
+
+        def across_images() -> object:
+            cu_survivors = torch.tensor([0, len(survivors)])
+            return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, first_rows, rows)
+
+        def every_form(objective: str) -> None:
+            largest = 0
+            for kind in greedy.SIZE_CLASSES:
+                size = largest = kind.largest or largest + 1
+                select(objective, Segments((0, size)), [1], (size,), 1, first_rows[:0])
+
         return {
-            "statistics": lambda: ops.token_statistics(
-                tokens, cu_tokens, text=text, cu_text=[0, self.words], backend="triton"
-            ),
-            "stage 1": lambda: select("coverage", cu_tokens, self.survivors),
-            "stage 2": lambda: select(
-                "max_min", [0, len(survivors)], self.pool, rows=survivors, seeds=firsts
-            ),
-            "pareto": lambda: ops.pareto_front(ranks, -ranks, [0, len(ranks)], backend="triton"),
-            "gather": lambda: ops.gather_tokens(tokens, survivors[: self.kept], backend="triton"),
-            "statistics, uncentred": lambda: ops.token_statistics(
-                tokens, cu_tokens, text=text, cu_text=[0, self.words], center="none", backend="triton"
-            ),
-            "max_mean in each image": lambda: select("max_mean", cu_tokens, self.survivors),
-            "max_min over all tokens": lambda: select("max_min", whole, self.kept),
+            "statistics": lambda: measure("sample"),
+            "stage 1": lambda: each_image(config.image_objective),
+            "stage 2": across_images,
+            "pareto": lambda: backend.pareto_front(rank, -rank, torch.tensor([0, self.pool - self.images])),
+            "gather": lambda: backend.gather_tokens(tokens, survivors[: self.kept]),
+            "statistics, uncentred": lambda: measure("none"),
+            "coverage, images of other sizes": lambda: every_form("coverage"),
+            "max_min, the same": lambda: every_form("max_min"),
+            "max_mean, the same": lambda: every_form("max_mean"),
         }
 
-
-@contextmanager
-def kernels_on_the_host() -> Iterator[None]:
-    """Inside, the ops hand tensors on the CPU to the Triton backend: for launches that are not run."""
-    obstacle = ops._triton_obstacle
-    ops._triton_obstacle = lambda tokens: None
-    try:
-        yield
-    finally:
-        ops._triton_obstacle = obstacle
+    def traffic(self, step: str, modules: Collection[str]) -> dict[str, Traffic]:
+        """What each module's kernels move and do in a step of `prune` that launches these modules."""
+        dtype, config = DTYPES[self.dtype], self._config()
+        if step == "statistics":
+            return {step: statistics.traffic(self._images().lengths, self.dim, dtype, centred=True)}
+        if step == "pareto":
+            return {step: pareto.traffic(self.pool - self.images)}
+        if step == "gather":
+            return {step: gather.traffic(self.kept, self.dim, dtype)}
+        if step == "stage 1":
+            sizes, budgets = self._images().lengths, (self.survivors,) * self.images
+            objective = config.image_objective
+        else:
+            sizes, budgets, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
+        if "rounds" in modules:
+            return {"rounds": rounds.traffic(sizes, budgets, self.dim, dtype, config.candidates)}
+        form = form_of(torch.empty(0, self.dim, dtype=dtype), objective)
+        parts = {
+            "directions": directions.traffic(sizes, self.dim, dtype),
+            "similarity": similarity.traffic(sizes, form.width, form.directions, form.matrix),
+            "greedy": greedy.traffic(sizes, budgets, objective, form.matrix),
+        }
+        if "similarity" in modules:
+            return parts
+        return {"greedy": Traffic(*map(sum, zip(*parts.values(), strict=True)))}

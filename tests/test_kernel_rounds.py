@@ -1,0 +1,382 @@
+"""Max-min in rounds: the kernels in the interpreter, and as compiled for a GPU, against the textbook."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import trimtok_fast as tt
+from benchmarks.workloads import DTYPES, KINDS, make_tokens
+from tests import ptxsim, test_greedy
+from tests.test_greedy import check_selection
+from trimtok_fast import ops
+from trimtok_fast.backends import triton_rounds
+from trimtok_fast.kernels import rounds as kernel
+
+KERNELS = [name for name in vars(kernel) if name.endswith("_kernel")]
+DEGENERATE = [name for name in vars(test_greedy.TestDegenerate) if name.startswith("test_")]
+
+
+def select(tokens, segments, counts, *, rows, seeds, cu_seeds, objective, workspace_bytes, **options):
+    """`select_in_rounds` as a backend's `greedy_select`."""
+    device = tokens.device
+    return triton_rounds.select_in_rounds(
+        tokens,
+        segments.tensor(device),
+        torch.tensor(counts),
+        bound=max(segments.lengths),
+        total=sum(counts),
+        seeds=seeds,
+        cu_seeds=cu_seeds.tensor(device),
+        rows=rows,
+        **options,
+    )
+
+
+@pytest.fixture(autouse=True)
+def rounds_for_torch(monkeypatch):
+    """What the tests of the torch backend ask of it, they ask of the rounds."""
+    choose = ops.choose_backend
+    backend = SimpleNamespace(greedy_select=select)
+    monkeypatch.setattr(
+        ops, "choose_backend", lambda name, tokens: backend if name == "torch" else choose(name, tokens)
+    )
+
+
+def greedy_select(*arguments, **options):
+    return tt.greedy_select(*arguments, objective="max_min", backend="torch", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    ("count", "width"), [(1, 1), (2, 3), (17, 5), (127, 64), (128, 16), (129, 33), (256, 80), (257, 17)]
+)
+def test_rounds_make_the_textbooks_picks_at_every_shape(count, width, dtype):
+    tokens = make_tokens("noise", count, width, dtype=dtype)
+    for budget in {max(1, count // 5), count if count < 20 else 1}:
+        check_selection(tokens, [0, count], [budget], "max_min")
+
+
+@pytest.mark.parametrize("offset", [0, 100], ids=["centred", "mean 100 x the spread"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounds_make_the_textbooks_picks_on_structured_tokens(kind, offset):
+    tokens = make_tokens(kind, 400, 48, offset=offset)
+    check_selection(tokens, [0, 400], [90], "max_min", origin=tokens.double().mean(0, keepdim=True).float())
+
+
+def test_ragged_segments_rows_and_seeds_together():
+    test_greedy.test_ragged_segments_rows_and_seeds_together("max_min")
+
+
+def test_the_order_of_rows_does_not_matter():
+    test_greedy.test_the_order_of_rows_does_not_matter("max_min", "torch")
+
+
+def test_given_norms_are_used():
+    test_greedy.test_given_norms_are_used("max_min")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e19], ids=str)
+def test_what_is_not_finite_counts_as_a_zero_token(bad):
+    test_greedy.test_what_is_not_finite_counts_as_a_zero_token(bad, "max_min", "torch")
+
+
+@pytest.mark.parametrize("test", DEGENERATE)
+def test_degenerate(test):
+    getattr(test_greedy.TestDegenerate(), test)("max_min", "torch")
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 37, 10_000])
+def test_candidates_change_the_speed_and_nothing_else(candidates):
+    tokens = make_tokens("clusters", 300, 16)
+    check_selection(tokens, [0, 300], [40], "max_min", candidates=candidates)
+
+
+@pytest.mark.parametrize("candidates", [1, 128])
+def test_ties_everywhere_go_to_the_lowest_row(candidates):
+    # Tokens along and against 4 axes: distances are 0, 1 and 2, and exact.
+    generator = torch.Generator().manual_seed(0)
+    axis, sign = (torch.randint(n, (100,), generator=generator) for n in (4, 2))
+    tokens = torch.eye(4)[axis] * (2 * sign - 1)[:, None]
+    found = greedy_select(tokens, [0, 100], [100], candidates=candidates)
+    expected = tt.greedy_select(tokens, [0, 100], [100], objective="max_min", backend="reference")
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_a_full_budget_among_many_near_ties():
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(-1, 2, (150, 6), generator=generator).float()
+    check_selection(tokens, [0, 150], [150], "max_min", candidates=1)
+
+
+def test_most_typical_of_nothing_are_zero_tokens():
+    # The directions cancel: nothing is more typical than a zero token.
+    tokens = torch.zeros(8, 4)
+    tokens[3, 0] = tokens[6, 1] = 1
+    tokens[5, 0] = tokens[7, 1] = -1
+    for budget in (2, 3, 5, 8):
+        for seeds in (None, [1]):
+            found = greedy_select(tokens, [0, 8], [budget], seeds=seeds)
+            expected = tt.greedy_select(
+                tokens, [0, 8], [budget], objective="max_min", backend="reference", seeds=seeds
+            )
+            assert torch.equal(found[0], expected[0])
+            torch.testing.assert_close(found[1], expected[1])
+
+
+def test_more_seeds_than_a_round_has_columns():
+    tokens = make_tokens("noise", 300, 8)
+    seeds = torch.randperm(300, generator=torch.Generator().manual_seed(2))[:150].tolist()
+    check_selection(tokens, [0, 300], [170], "max_min", seeds=torch.tensor(seeds))
+
+
+def arguments(tokens, offsets, budgets, **options):
+    """Of `select_in_rounds`."""
+    boundaries = torch.tensor(offsets)
+    defaults = dict(
+        bound=int(boundaries.diff().max()),
+        total=sum(budgets),
+        seeds=torch.empty(0, dtype=torch.int64),
+        cu_seeds=torch.zeros(len(offsets), dtype=torch.int64),
+        origin=None,
+        inverse_norm=None,
+        rows=None,
+        candidates=128,
+    )
+    return (tokens, boundaries, torch.tensor(budgets)), {**defaults, **options}
+
+
+def test_loose_bounds_and_spare_rows_change_nothing():
+    tokens = make_tokens("noise", 90, 8)
+    rows = torch.cat([torch.arange(80).flip(0), torch.full((40,), -1)])
+    positional, named = arguments(tokens, [0, 30, 80], [7, 9], rows=rows)
+    exact = triton_rounds.select_in_rounds(*positional, **named)
+    loose = triton_rounds.select_in_rounds(*positional, **{**named, "bound": 120, "total": 20})
+    assert torch.equal(loose[0][:16], exact[0]) and torch.equal(loose[1][:16], exact[1])
+    assert loose[0][16:].tolist() == [-1] * 4 and loose[1][16:].isnan().all()
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_finisher_does_what_the_rounds_have_left(rounds, monkeypatch):
+    tokens = make_tokens("photo-like", 200, 24)
+    tokens[5:30] = tokens[4]
+    tokens[31:40] = 0
+    seeds = {"seeds": [35, 7, 0], "cu_seeds": [0, 1, 3]}
+    expected = greedy_select(tokens, [0, 180, 200], [170, 9], candidates=16, **seeds) if False else None
+    seeds = {"seeds": [35, 7, 181], "cu_seeds": [0, 2, 3]}
+    expected = greedy_select(tokens, [0, 180, 200], [170, 9], **seeds)
+    monkeypatch.setattr(kernel, "planned_rounds", lambda *sizes: rounds)
+    found = greedy_select(tokens, [0, 180, 200], [170, 9], **seeds)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_is_written_around_the_workspaces_and_all_that_is_read_was_written(monkeypatch):
+    guarded = []
+
+    def empty(device, *shape, dtype=torch.float32):
+        bad = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max - 5
+        whole = torch.full((math.prod(shape) + 64,), bad, dtype=dtype)
+        guarded.append((whole, bad))
+        return whole[32:-32].view(shape)
+
+    monkeypatch.setattr(triton_rounds, "_empty", empty)
+    for width in (13, 64):
+        tokens = make_tokens("clusters", 300, width)
+        check_selection(tokens, [0, 131, 140, 300], [30, 9, 20], "max_min")
+    for whole, bad in guarded:
+        expected = torch.full((32,), bad, dtype=whole.dtype)
+        for guard in (whole[:32], whole[-32:]):
+            torch.testing.assert_close(guard, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# --- the number of rounds, and the work in them ------------------------------------------------------------
+
+
+def emulate(unit, budget, candidates):
+    """The accepted picks of every round, by the kernels' rule, with numpy for the scans."""
+    size, group, keep = len(unit), kernel.GROUP.value, kernel.KEEP.value
+    groups = -(-size // group)
+    value = np.where(unit.norm(dim=1) > 0, np.inf, 0.0).astype(np.float32)
+    first = int((unit @ unit.double().sum(0).float()).argmax())
+    picks, accepted, new = [first], [1], [first]
+    while len(picks) < budget:
+        distance = 1 - unit @ unit[new].T
+        distance[distance < 1e-6] = 0
+        value = np.minimum(value, distance.min(1).values.numpy())
+        value[picks] = -1
+        padded = np.full(groups * group, -1, np.float32)
+        padded[:size] = value
+        by_group = padded.reshape(group, groups)
+        order = np.argsort(-by_group, axis=0, kind="stable")[:keep]
+        # Sorted by value, then by position: the last of a group's best bounds what the group held back.
+        entries = sorted(
+            (-float(by_group[i, g]), int(i) * groups + g) for rank in order for g, i in enumerate(rank)
+        )
+        bar = min((-float(by_group[i, g]), int(i) * groups + g + 0.5) for g, i in enumerate(order[-1]))
+        chosen = [entry for entry in entries[:candidates] if entry < bar]
+        if len(entries) > candidates:
+            bar = min(bar, entries[candidates])
+        if chosen[0][0] == 0:
+            break
+        position = np.array(sorted(position for _, position in chosen))
+        apart = 1 - unit[position] @ unit[position].T
+        apart[apart < 1e-6] = 0
+        left, new = value[position].copy(), []
+        while len(picks) < budget:
+            best = int(left.argmax())
+            if left[best] < 0 or (-float(left[best]), int(position[best])) >= bar:
+                break
+            new.append(int(position[best]))
+            picks.append(new[-1])
+            left = np.where(left < 0, left, np.minimum(left, apart[best].numpy()))
+            left[best] = -1
+        accepted.append(len(new))
+    return picks, accepted
+
+
+def columns_of(accepted):
+    """How many columns `absorb` multiplies for so many accepted picks."""
+    done = 0
+    for columns in (128, 64, 32, 16):
+        if accepted - done > columns - (32 if columns == 128 else 16):
+            done += columns
+    return done
+
+
+def test_the_emulated_rounds_are_the_kernels(monkeypatch):
+    tokens = make_tokens("photo-like", 600, 24)
+    seen = []
+
+    class Watched:
+        def __getitem__(self, grid):
+            def launch(**options):
+                launched[grid](**options)
+                seen.append(int(options["state_ptr"][0, kernel.ACCEPTED.value]))
+
+            return launch
+
+    launched = kernel._nominate_kernel
+    monkeypatch.setattr(kernel, "_nominate_kernel", Watched())
+    indices, _ = greedy_select(tokens, [0, 600], [200], candidates=32)
+    picks, accepted = emulate(tokens / tokens.norm(dim=1, keepdim=True), 200, 32)
+    assert indices.tolist() == picks
+    # The last round's picks need not be absorbed.
+    assert [count for count in seen if count] == accepted[:-1]
+
+
+def test_work_on_photographs():
+    """28 photographs at 448 x 448 in raw patches: 80 rounds and 1.25 x the multiply-adds at most."""
+    pictures = pytest.importorskip("trimtok_fast.demo.pictures")
+    patches = []
+    for picture in pictures.bundled_pictures():
+        pixels = np.asarray(picture.image.resize((448, 448), Image.Resampling.LANCZOS), dtype=np.float32)
+        patches.append(torch.from_numpy(pixels.reshape(32, 14, 32, 14, 3)).transpose(1, 2).reshape(1024, 588))
+    tokens = torch.cat(patches)
+    norm = tokens.norm(dim=1, keepdim=True)
+    _, accepted = emulate(tokens / norm.clamp(min=1e-18), 5734, 128)
+    assert sum(accepted) == 5734
+    assert len(accepted) <= 80
+    assert sum(map(columns_of, accepted)) <= 1.25 * 5734
+    assert len(accepted) <= kernel.planned_rounds(5734, len(tokens), 0, 128)
+
+
+@pytest.mark.parametrize("accepted", range(1, 129))
+def test_columns_are_rounded_up_to_16(accepted):
+    assert columns_of(accepted) == (128 if accepted > 96 else -(-accepted // 16) * 16)
+
+
+# --- the compiled code, on the CPU -------------------------------------------------------------------------
+
+
+class Simulated:
+    """A kernel whose launches run its PTX."""
+
+    def __init__(self, jit_kernel):
+        self.kernel = jit_kernel
+
+    def __getitem__(self, grid):
+        return lambda **options: ptxsim.execute(self.kernel, grid, target="sm_80", profile=False, **options)
+
+
+def simulate(monkeypatch, module):
+    for name in KERNELS:
+        monkeypatch.setattr(module, name, Simulated(getattr(module, name)))
+    monkeypatch.setattr(triton_rounds, "product_type", lambda tokens: (tokens.dtype, "tf32x3"))
+    monkeypatch.setattr(module, "planned_rounds", lambda *sizes: 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_whole_selection_as_ptx(dtype, monkeypatch):
+    tokens = make_tokens("clusters", 200, 40, dtype=dtype)
+    tokens[[3, 150]] = 0
+    tokens[20:30] = tokens[19].clone()
+    seeds = {"seeds": torch.tensor([3, 11]), "cu_seeds": [0, 2, 2]}
+    origin = tokens.float().mean(0).repeat(2, 1)
+    simulate(monkeypatch, kernel)
+    check_selection(tokens, [0, 140, 200], [30, 12], "max_min", origin=origin, **seeds)
+
+
+# --- planted faults ----------------------------------------------------------------------------------------
+
+
+def plant(monkeypatch, tmp_path, old, new):
+    """Make the backend launch kernels whose source has one snippet replaced."""
+    source = Path(kernel.__file__).read_text()
+    assert source.count(old) == 1, f"{source.count(old)} times {old!r}"
+    file = tmp_path / "planted.py"
+    file.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location(f"planted_{tmp_path.name}", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(triton_rounds, "kernel", module)
+    return module
+
+
+def checks(monkeypatch):
+    test_ties_everywhere_go_to_the_lowest_row(1)
+    test_rounds_make_the_textbooks_picks_on_structured_tokens("photo-like", 0)
+    degenerate = test_greedy.TestDegenerate()
+    degenerate.test_strided_and_misaligned_tokens_give_the_same_bits("max_min", "torch")
+    degenerate.test_zero_tokens_gain_nothing_and_change_nothing("max_min", "torch")
+    degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row("max_min", "torch")
+    test_nothing_is_written_around_the_workspaces_and_all_that_is_read_was_written(monkeypatch)
+
+
+FAULTS = {
+    "tie to the highest row": ("(bits << 32) | (position ^ LAST), NO_KEY", "(bits << 32) | position, NO_KEY"),
+    "no bound on what groups hold back": ("offs % KEEP == KEEP - 1, key - 1", "offs < 0, key - 1"),
+    "no bound on what is not a candidate": ("tl.where(key <= cut, key, NO_KEY)", "NO_KEY + 0 * key"),
+    "columns rounded down": ("(32 if halving == 0 else 16)", "1"),
+    "columns past the accepted": ("scale = tl.load(candidate_scale_ptr + slot, mask=mask_a", "scale = tl.load(candidate_scale_ptr + slot, mask=slot == slot"),
+    "tokens that do not exist": ("(group < groups) & (position < size)", "(group < groups)"),
+    "stride of the channels": ("offs_d[None, :] * stride_tokens_d", "offs_d[None, :]"),
+    "copies apart": ("distance < ZERO_DISTANCE", "distance < 0"),
+    "picks compete again": ("tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0", "tl.store(value_ptr + pick, tl.full([CANDIDATES], 0.0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault, monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, *FAULTS[fault])
+    with pytest.raises(AssertionError):
+        checks(monkeypatch)
+
+
+def test_a_missing_barrier_is_a_race(monkeypatch, tmp_path):
+    barrier = "                distance = _distance"
+    module = plant(monkeypatch, tmp_path, *MISSING_BARRIER)
+    simulate(monkeypatch, module)
+    tokens = make_tokens("clusters", 150, 40, dtype=torch.bfloat16)
+    with pytest.raises(ptxsim.errors.GlobalRace):
+        greedy_select(tokens, [0, 150], [30])
