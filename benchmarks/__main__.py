@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness, long_context
+from benchmarks import harness, long_context, prefill
 from benchmarks.cases import all_cases
 
 
@@ -25,20 +25,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/scratch"), help="where results go")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if not torch.cuda.is_available():
-        print("No CUDA device: CPU cases only.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        print("No CUDA device: the torch backend on the CPU. `trimtok kernels` gives the kernels' floors.")
 
     rows: list[harness.Row] = []
-    for case in all_cases(options.quick):
+    for case in all_cases(options.quick, device):
         if options.only in case.name:
             print(f"{case.name} …", flush=True)
             rows += harness.measure(case, options.rounds, options.patience)
+    facts: list[str] = []
+    if options.only in "prefill":
+        for case, more in prefill.cases(options.quick):
+            print(f"{case.name} …", flush=True)
+            rows += harness.measure(case, options.rounds, options.patience)
+            facts += more()
     if options.quick:  # the targets are for the full shapes
         rows = [dataclasses.replace(row, target="", met=None) for row in rows]
-    facts: list[str] = []
     if options.only in "prune":
         print("prune, long context …", flush=True)
-        facts = long_context.facts(options.quick)
+        facts += long_context.facts(options.quick)
     print("\n" + harness.to_table(rows, facts))
     print("Wrote", *harness.write(rows, facts, options.out))
 

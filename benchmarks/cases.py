@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -21,14 +22,14 @@ def assert_greedy(
     assert regret <= tolerance, f"{objective}: a pick falls short by {regret:.2g} of the best"
 
 
-def max_min(kind: str, count: int, width: int, budget: int) -> Case:
+def max_min(kind: str, count: int, width: int, budget: int, device: str) -> Case:
     """k-centre in one segment against farthest-point samplers, the full matrix, and the bare tall product."""
-    tokens = make_tokens(kind, count, width)
+    tokens = make_tokens(kind, count, width).to(device)
     unit = torch.nn.functional.normalize(tokens, dim=1)
     some = unit[:budget].clone()
 
     def ours() -> torch.Tensor:
-        return tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend="torch")[0]
+        return tt.greedy_select(tokens, [0, count], [budget], objective="max_min")[0]
 
     first = int(ours()[0])
     others = {
@@ -36,30 +37,37 @@ def max_min(kind: str, count: int, width: int, budget: int) -> Case:
         "torch-fps": lambda: contenders.torch_fps(tokens, budget, first),
         "matrix + running minimum": lambda: contenders.matrix_running_minimum(tokens, budget, first),
     }
+    targets = dict(zip(others, (20, 10, 3) if count > 4096 else (1.5, 1.5, 1.5), strict=True))
+    if count <= 4096:  # beyond, it takes minutes
+        others["DivPrune's rule"] = lambda: contenders.divprune_rule(tokens, budget, first)
+    others |= _on_cuda(
+        tokens,
+        lambda: tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend="torch")[0],
+        {"matrix + running minimum, compiled": (contenders.matrix_running_minimum, (tokens, budget, first))},
+    )
 
     def check() -> None:
         assert_greedy(tokens, ours(), "max_min", TOLERANCE[torch.float32], 0)
         for run in others.values():  # they sum squares in their own order: near ties may fall otherwise
             assert_greedy(tokens, run(), "max_min", 1e-4, 1)
 
-    large = count > 4096
     return Case(
         f"max_min, {kind}, {count} x {width}, {budget} picks",
         ours,
         {**others, "limit: the m x b x d product": lambda: unit @ some.T},
         check,
-        at_least=dict(zip(others, (20, 10, 3) if large else (1.5, 1.5, 1.5), strict=True)),
-        at_most={"limit: the m x b x d product": 1.5} if large else {},
+        at_least=targets,
+        at_most={"limit: the m x b x d product": 1.5} if count > 4096 else {},
     )
 
 
-def coverage(kind: str, count: int, width: int, budget: int) -> Case:
+def coverage(kind: str, count: int, width: int, budget: int, device: str) -> Case:
     """Facility location in one segment against apricot, and the bare square product."""
-    tokens = make_tokens(kind, count, width)
+    tokens = make_tokens(kind, count, width).to(device)
     unit = torch.nn.functional.normalize(tokens, dim=1)
 
     def ours() -> torch.Tensor:
-        return tt.greedy_select(tokens, [0, count], [budget], backend="torch")[0]
+        return tt.greedy_select(tokens, [0, count], [budget])[0]
 
     def check() -> None:
         assert_greedy(tokens, ours(), "coverage", TOLERANCE[torch.float32], 0)
@@ -71,6 +79,7 @@ def coverage(kind: str, count: int, width: int, budget: int) -> Case:
         {
             "apricot-select": lambda: contenders.apricot_facility_location(tokens, budget),
             "limit: the m x m x d product": lambda: unit @ unit.T,
+            **_on_cuda(tokens, lambda: tt.greedy_select(tokens, [0, count], [budget], backend="torch")[0]),
         },
         check,
         at_least={"apricot-select": 3},
@@ -78,14 +87,14 @@ def coverage(kind: str, count: int, width: int, budget: int) -> Case:
     )
 
 
-def statistics(images: int, size: int, width: int) -> Case:
+def statistics(images: int, size: int, width: int, device: str) -> Case:
     """Diversity of every image against the pairwise matrix; a preallocated copy shows what one pass costs."""
-    tokens = make_tokens("clusters", images * size, width, dtype=torch.bfloat16)
+    tokens = make_tokens("clusters", images * size, width, dtype=torch.bfloat16).to(device)
     boundaries = list(range(0, images * size + 1, size))
     buffer = torch.empty_like(tokens)
 
     def ours(center: str = "none") -> tt.TokenStatistics:
-        return tt.token_statistics(tokens, boundaries, center=center, backend="torch")
+        return tt.token_statistics(tokens, boundaries, center=center)
 
     def check() -> None:
         exact = contenders.pairwise_diversity(tokens, images, torch.float64)
@@ -99,18 +108,37 @@ def statistics(images: int, size: int, width: int) -> Case:
             "pairwise matrix, bf16": lambda: contenders.pairwise_diversity(tokens, images, torch.bfloat16),
             "the same with center='sample'": lambda: ours("sample"),
             "copy_ of the tokens": lambda: buffer.copy_(tokens),
+            **_on_cuda(
+                tokens,
+                lambda: tt.token_statistics(tokens, boundaries, center="none", backend="torch"),
+                {"pairwise, compiled": (contenders.pairwise_diversity, (tokens, images, torch.bfloat16))},
+            ),
         },
         check,
         at_least={"pairwise matrix, fp32": 12, "pairwise matrix, bf16": 3},
     )
 
 
-def all_cases(quick: bool) -> Iterator[Case]:
+def _on_cuda(
+    tokens: torch.Tensor,
+    eager: Callable[[], object],
+    compiled: dict[str, tuple[Callable[..., object], tuple[object, ...]]] | None = None,
+) -> dict[str, Callable[[], object]]:
+    """What is also measured where `backend="auto"` runs kernels: our own torch backend, compiled rivals."""
+    if not tokens.is_cuda:
+        return {}
+    others = {"trimtok_fast, backend='torch'": eager}
+    for name, (function, arguments) in (compiled or {}).items():
+        others[name] = functools.partial(torch.compile(function), *arguments)
+    return others
+
+
+def all_cases(quick: bool, device: str) -> Iterator[Case]:
     """One after the other, so that only one input is in memory."""
     kinds = ("clusters",) if quick else ("photo-like", "clusters", "noise")
     scale = 4 if quick else 1
     for kind in kinds:
-        yield max_min(kind, 8192 // scale, 1024, 1640 // scale)
-        yield max_min(kind, 1024, 1024, 205)
-        yield coverage(kind, 4096 // scale, 1024, 819 // scale)
-    yield statistics(32 // scale, 576, 3584)
+        yield max_min(kind, 8192 // scale, 1024, 1640 // scale, device)
+        yield max_min(kind, 1024, 1024, 205, device)
+        yield coverage(kind, 4096 // scale, 1024, 819 // scale, device)
+    yield statistics(32 // scale, 576, 3584, device)

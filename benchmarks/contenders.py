@@ -41,6 +41,19 @@ def matrix_running_minimum(tokens: Tensor, count: int, first: int) -> Tensor:
     return picks
 
 
+def divprune_rule(tokens: Tensor, count: int, first: int) -> Tensor:
+    """DivPrune's rule, as its paper states it: the matrix, and all selected rows again for every pick."""
+    unit = normalize(tokens)
+    distance = 1 - unit @ unit.T
+    picks = torch.empty(count, dtype=torch.int64, device=unit.device)
+    picks[0] = first
+    for step in range(1, count):
+        nearest = distance[picks[:step]].amin(0)
+        nearest[picks[:step]] = -1
+        picks[step] = nearest.argmax()
+    return picks
+
+
 def apricot_facility_location(tokens: Tensor, count: int) -> Tensor:
     """Apricot's facility location on the clamped cosine matrix, by its lazy greedy."""
     from apricot import FacilityLocationSelection

@@ -118,6 +118,8 @@ class Similarities:
         size = len(directions)
         fits = size * size * dtype.itemsize + directions.nbytes <= workspace_bytes
         self.matrix = self._fill(self._empty(size)) if fits else None
+        # numpy's view of it: made once, as a pick takes less time than the making of a view or two
+        self.table = to_host(self.matrix) if self.matrix is not None and self.matrix.is_cpu else None
 
     def _empty(self, size: int) -> Tensor:
         like = self.directions.rows
@@ -158,14 +160,14 @@ class Similarities:
 
     def row(self, index: int) -> Array:
         """One row, on the host; not to be written to."""
-        if self.matrix is not None and self.matrix.is_cpu:
-            return to_host(self.matrix)[index]
+        if self.table is not None:
+            return self.table[index]
         return to_host(self[slice(index, index + 1)].view(-1))
 
     def entries(self, row: int, columns: Array) -> Array:
         """Some similarities of one row, on the host."""
-        if self.matrix is not None and self.matrix.is_cpu:
-            return to_host(self.matrix)[row, columns]
+        if self.table is not None:
+            return self.table[row, columns]
         at = to_device(columns, self.directions)
         if self.matrix is not None:
             return to_host(self.matrix[row].index_select(0, at))

@@ -52,7 +52,7 @@ def coverage(
     picks: list[int] = []
     gains: list[float] = []
     for step in range(budget):
-        moved = np.flatnonzero(best > known)
+        moved = (best > known).nonzero()[0]
         if len(moved) >= MOVED:
             for start in range(0, len(moved), BLOCK_ROWS):
                 some = moved[start : start + BLOCK_ROWS]
@@ -90,7 +90,8 @@ def _lazy_argmax(
         if pick in exact or len(moved) == 0:
             return pick
         entries = similarities.entries(pick, moved)
-        bound[pick] = gain[pick] - (entries.clip(old, new) - old).sum(dtype=np.int64)
+        lost = np.minimum(np.maximum(entries, old), new) - old
+        bound[pick] = gain[pick] - int(np.add.reduce(lost))
         exact.add(pick)
 
 

@@ -120,7 +120,7 @@ def input_precision(tokens: Tensor) -> str:
     return "tf32x3" if common.platform() == "cuda" and tokens.dtype == torch.float32 else "ieee"
 
 
-def greedy_select(
+def select_stored(
     tokens: Tensor,
     cu_segments: Tensor,
     budgets: Tensor,
@@ -134,7 +134,6 @@ def greedy_select(
     origin: Tensor | None,
     inverse_norm: Tensor | None,
     rows: Tensor | None,
-    candidates: int,
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     """Every segment's greedy, many at a time.
@@ -152,7 +151,6 @@ def greedy_select(
         origin: fp32 [g, d] or `None`.
         inverse_norm: fp32 [M] or `None`.
         rows: int64 [N] or `None`; in any order within a segment, what lies past `cu_segments[-1]` is unused.
-        candidates: of a round of `max_min` without a matrix.
         workspace_bytes: bound on what is stored of directions and similarities at a time.
 
     Returns:
@@ -191,11 +189,7 @@ def greedy_select(
             continue
         sizes = range(1, size + 1) if lengths is None else [n for n in lengths[first:end] if 0 < n <= stored]
         _over_stored(indices, gain, first, end - first, size, sizes, form, common, greedily)
-    if bound > stored:
-        if objective == "max_min":
-            raise NotImplementedError(
-                "BRANCH POINT: select_in_rounds for segments of more than `stored` tokens"
-            )
+    if bound > stored and objective != "max_min":
         large = range(len(budgets)) if lengths is None else [k for k, n in enumerate(lengths) if n > stored]
         for k in large:
             size = bound if lengths is None else lengths[k]
