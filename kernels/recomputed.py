@@ -22,11 +22,14 @@ Ties go to the lowest row; zeros and NaN as in `directions`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.kernels.directions import direction_block, inverse_length, inverse_norms, launch_config
 from trimtok_fast.kernels.greedy import TAKEN, absorb, largest_streamed, list_moved
 from trimtok_fast.kernels.similarity import cosine_of, units_of
@@ -343,6 +346,20 @@ def _recomputed_kernel(
             handed = tl.minimum(tl.maximum(entry, old), new) - old
             gain -= tl.sum(handed, 0).to(tl.int64)
         tl.store(state_ptr + own, gain)
+
+
+def traffic(
+    sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.dtype, objective: str
+) -> Traffic:
+    """What picking takes, at least: with `coverage`, every token's best moves once."""
+    moved = products = 0
+    for size, budget in zip(sizes, budgets, strict=True):
+        reads, columns = 2 + budget, size + ONE.value * budget
+        if objective == "coverage":
+            reads, columns = reads + budget, columns + size
+        moved += reads * size * d * dtype.itemsize
+        products += columns * size * d
+    return Traffic(moved, products=products)
 
 
 def recomputed_launch(

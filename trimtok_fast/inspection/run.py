@@ -44,6 +44,11 @@ class Variant:
     occupancy: float
     broken: tuple[str, ...]
 
+    @property
+    def place(self) -> str:
+        """Module and kernel."""
+        return f"{self.module}.{self.kernel}"
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -81,7 +86,7 @@ class Inspection:
     @property
     def broken(self) -> list[str]:
         """All broken budgets, one line each."""
-        return [f"{v.kernel} on {v.target}: {what}" for v in self.variants for what in v.broken]
+        return [f"{v.place} on {v.target}: {what}" for v in self.variants for what in v.broken]
 
     def as_json(self) -> dict[str, Any]:
         """The same as numbers, strings, lists and dictionaries."""
