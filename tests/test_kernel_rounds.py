@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import math
 import sys
 from pathlib import Path
@@ -341,40 +340,53 @@ def plant(monkeypatch, tmp_path, old, new):
     return module
 
 
-def checks(monkeypatch):
-    test_ties_everywhere_go_to_the_lowest_row(1)
-    test_rounds_make_the_textbooks_picks_on_structured_tokens("photo-like", 0)
+def small():
+    tokens = make_tokens("clusters", 150, 16)
+    check_selection(tokens, [0, 150], [25], "max_min", candidates=6)
+
+
+def ties():
+    test_ties_everywhere_go_to_the_lowest_row(128)
+
+
+def strides():
     degenerate = test_greedy.TestDegenerate()
     degenerate.test_strided_and_misaligned_tokens_give_the_same_bits("max_min", "torch")
-    degenerate.test_zero_tokens_gain_nothing_and_change_nothing("max_min", "torch")
-    degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row("max_min", "torch")
-    test_nothing_is_written_around_the_workspaces_and_all_that_is_read_was_written(monkeypatch)
+
+
+def copies():
+    # Rounding alone would set most copies apart.
+    tokens = make_tokens("noise", 20, 61).repeat(3, 1) * torch.linspace(1, 7, 60)[:, None]
+    indices, gain = greedy_select(tokens, [0, 60], [60])
+    assert indices[20:].tolist() == sorted(indices[20:].tolist())
+    assert gain[20:].tolist() == [0.0] * 40
 
 
 FAULTS = {
-    "tie to the highest row": ("(bits << 32) | (position ^ LAST), NO_KEY", "(bits << 32) | position, NO_KEY"),
-    "no bound on what groups hold back": ("offs % KEEP == KEEP - 1, key - 1", "offs < 0, key - 1"),
-    "no bound on what is not a candidate": ("tl.where(key <= cut, key, NO_KEY)", "NO_KEY + 0 * key"),
-    "columns rounded down": ("(32 if halving == 0 else 16)", "1"),
-    "columns past the accepted": ("scale = tl.load(candidate_scale_ptr + slot, mask=mask_a", "scale = tl.load(candidate_scale_ptr + slot, mask=slot == slot"),
-    "tokens that do not exist": ("(group < groups) & (position < size)", "(group < groups)"),
-    "stride of the channels": ("offs_d[None, :] * stride_tokens_d", "offs_d[None, :]"),
-    "copies apart": ("distance < ZERO_DISTANCE", "distance < 0"),
-    "picks compete again": ("tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0", "tl.store(value_ptr + pick, tl.full([CANDIDATES], 0.0"),
+    "tie to the highest row": (ties, "other[None, :] < position", "other[None, :] > position"),
+    "groups hold back without a bound": (small, "offs % KEEP == KEEP - 1, key - 1", "offs < 0, key - 1"),
+    "no bound on what is no candidate": (small, "tl.where(key <= cut, key, NO_KEY)", "NO_KEY + 0 * key"),
+    "columns rounded down": (small, "(32 if halving == 0 else 16)", "1"),
+    "candidates blind to each other": (small, "tl.minimum(key, _key(distance, offs))", "key"),
+    "picks compete again": (small, "NO_KEY, tl.minimum(key", "key, tl.minimum(key"),
+    "stride of the channels": (strides, "offs_d[None, :] * stride_tokens_d", "offs_d[None, :]"),
+    "copies apart": (copies, "distance < ZERO_DISTANCE", "distance < 0"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault, monkeypatch, tmp_path):
-    plant(monkeypatch, tmp_path, *FAULTS[fault])
+    check, old, new = FAULTS[fault]
+    check()
+    plant(monkeypatch, tmp_path, old, new)
     with pytest.raises(AssertionError):
-        checks(monkeypatch)
+        check()
 
 
 def test_a_missing_barrier_is_a_race(monkeypatch, tmp_path):
-    store = "tl.store(apart_ptr + offs_c[None, :] * CANDIDATES + offs_c[:, None], distance)\n"
-    module = plant(monkeypatch, tmp_path, store + "            tl.debug_barrier()\n", store)
-    simulate(monkeypatch, module)
-    tokens = make_tokens("clusters", 150, 40, dtype=torch.bfloat16)
-    with pytest.raises(ptxsim.errors.GlobalRace):
+    guard = "    if number > 0:\n        tl.debug_barrier()\n"
+    module = plant(monkeypatch, tmp_path, guard, guard.replace("tl.debug_barrier()", "pass"))
+    monkeypatch.setattr(module, "_nominate_kernel", Simulated(module._nominate_kernel))
+    tokens = make_tokens("clusters", 150, 40, dtype=torch.float16)
+    with pytest.raises(ptxsim.GlobalRace):
         greedy_select(tokens, [0, 150], [30])
