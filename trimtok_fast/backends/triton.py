@@ -21,11 +21,20 @@ from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launc
 from trimtok_fast.segments import Segments, integers_on
 from trimtok_fast.statistics import TokenStatistics
 
-#: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
+#: Boundaries and budgets may stay on the device.
 ON_HOST = False
+#: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
 INTERPRETED = not isinstance(_gather_kernel, triton.JITFunction)
 
-__all__ = ["INTERPRETED", "MAX_WIDTH", "gather_tokens", "pareto_front", "token_statistics"]
+__all__ = [
+    "INTERPRETED",
+    "MAX_WIDTH",
+    "ON_HOST",
+    "gather_tokens",
+    "greedy_select",
+    "pareto_front",
+    "token_statistics",
+]
 
 
 def token_statistics(
