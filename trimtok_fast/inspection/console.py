@@ -14,7 +14,7 @@ from trimtok_fast.inspection.devices import DATA_SHEETS
 from trimtok_fast.inspection.run import Inspection, Variant
 
 #: No table is wider than this, however wide the terminal.
-LINE = 100
+LINE = 108
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
@@ -42,8 +42,8 @@ def _parts(inspection: Inspection) -> Iterator[RenderableType]:
 def _target_table(target: str, variants: list[Variant]) -> Table:
     table = _table(
         target,
-        "The worst of a kernel's variants. matrix: matrix instructions in the code; load: bits that a thread "
-        "loads at once;\noccupancy: an estimate, from registers, shared memory and warps.",
+        "The worst of a kernel's variants. matrix: matrix instructions in the code; load: bits that a thread loads\n"
+        "at once; occupancy: an estimate, from registers, shared memory and warps.",
     )
     for heading in (
         "kernel",
@@ -89,6 +89,7 @@ def _floor_table(inspection: Inspection) -> Table:
     table = _table(
         "Floors",
         "The least that the data sheets' peak rates allow, in microseconds: never a time that was measured.\n"
+        "GFMA: 10⁹ multiply-adds on matrix units.\n"
         f"{sources}.",
     )
     for heading in ("step", "kernel", "MB", "GFMA", *(sheet.name for sheet in DATA_SHEETS)):

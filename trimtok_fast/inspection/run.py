@@ -157,6 +157,8 @@ def _broken(launch: Launch, taken: Resources, target: Target, workload: Workload
         yield f"{taken.shared_bytes} bytes of shared memory, wanted at most {target.shared_bytes}"
     if taken.endless_loops > 0:
         yield f"{taken.endless_loops} loops whose condition the compiler has taken for true"
+    if not taken.load_bits:
+        yield "no global load: nothing is left of the kernel"
     if itemsize == 2 and taken.products_by_hand > 0:
         yield f"{taken.products_by_hand} of {taken.products} products without matrix instructions"
     if itemsize == 2 and launch.kernel in PRODUCTS and taken.matrix_instructions == 0:
