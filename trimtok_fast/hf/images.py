@@ -67,9 +67,12 @@ def _entry_starts(ids: Tensor, visual: Tensor, runs: Tensor, entries: Entries, c
     """Features are scattered entry by entry over the batch's placeholders; a row always begins an image."""
     starts = runs & (visual.cumsum(1) == 1)
     for modality, lengths in entries.items():
-        if modality == "video":
-            lengths = [length for entry in lengths for length in _frames(entry, config)]
         where = (visual & (ids == placeholder(config, modality))).flatten().nonzero().squeeze(1)
+        if modality == "video":
+            closed = len(where) - sum(lengths) == len(
+                lengths
+            )  # older transformers close them outside the getter
+            lengths = [length for entry in lengths for length in _frames(entry + closed, config)]
         begin = torch.tensor([0, *lengths[:-1]], device=ids.device).cumsum(0)
         if sum(lengths) == len(where):
             starts.view(-1)[where[begin]] = True

@@ -119,7 +119,7 @@ def _replace_mask(
 
 def _counts_tokens(config: Any, length: int, drift: bool) -> bool:
     """Whether the language model, left alone, would count slots where it should count positions."""
-    tuned = getattr(config, "attn_temperature_tuning", False) and length > config.floor_scale
+    tuned = getattr(config, "attn_temperature_tuning", False) and length >= config.floor_scale
     window = masks.shortest_window(config)
     windowed = window is not None and length > window
     masked = config._attn_implementation in ("eager", "sdpa")
