@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 import trimtok_fast as tt
-from tests.hf_oracle import assert_close, compact, hidden, masked_run, run, trimmed
+from tests.hf_oracle import assert_close, compact, hidden, language_model, masked_run, run, trimmed
 from tests.hf_zoo import FAMILIES, ONE, TEXT, TWO, Family, accepted, model_of
 
 CONFIG = tt.PruneConfig(keep_ratio=0.4)
@@ -134,3 +134,15 @@ def test_hidden_states_and_attentions_are_as_long_as_what_is_kept(name: str) -> 
     count = int(handle.last.kept.sum())
     assert {states.shape[1] for states in out.hidden_states} == {count}
     assert {scores.shape[-2:] for scores in out.attentions} == {(count, count)}
+
+
+@A_FEW
+def test_the_language_model_by_itself_is_left_alone(name: str) -> None:
+    """Also after a call with images."""
+    model, inputs = prepared(FAMILIES[name])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with torch.no_grad():
+        plain = language_model(model)(inputs_embeds=embeds).last_hidden_state
+        with tt.patched(model, CONFIG):
+            model(**inputs)
+            assert torch.equal(language_model(model)(inputs_embeds=embeds).last_hidden_state, plain)

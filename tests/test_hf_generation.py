@@ -55,10 +55,12 @@ def assert_same_generation(actual: Any, expected: Any) -> None:
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits))
 
 
-@pytest.mark.parametrize("rows", [TWO, ROWS], ids=["one-row", "batch"])
+@pytest.mark.parametrize(
+    "rows, side", [(TWO, "left"), (ROWS, "left"), (ROWS, "none")], ids=["one-row", "batch", "even-batch"]
+)
 @EVERY_FAMILY
-def test_greedy(family: Family, rows: Any) -> None:
-    model, inputs = prepared(family, rows)
+def test_greedy(family: Family, rows: Any, side: str) -> None:
+    model, inputs = prepared(family, rows, padding_side=side)
     with tt.patched(model, CONFIG) as handle:
         pruned = generate(model, inputs)
         kept = handle.last.kept
