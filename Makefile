@@ -23,8 +23,7 @@ DEMO := $(if $(wildcard $(VENV)/.has-dev),dev,demo)
 .PHONY: help demo test test-all test-matrix lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s
-", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.has-$(DEMO) ## prune 28 real photographs, write trimtok-demo/report.html
 	$(RUN) trimtok_fast demo $(ARGS)
