@@ -17,6 +17,10 @@ from torch import Tensor
 from trimtok_fast.kernels import common, directions, greedy, recomputed, similarity
 
 
+#: Slots of one launch: what CUDA allows in the second dimension of a grid.
+MOST_SLOTS = 65_535
+
+
 class Form(NamedTuple):
     """What the similarities of some tokens are stored as for an objective."""
 
@@ -88,7 +92,8 @@ def groups(
         if length > stored:
             length = 0
         wider = max(largest, length)
-        if wider and (index + 1 - first) * slot_bytes(wider, form) > workspace_bytes:
+        slots = index + 1 - first
+        if slots > MOST_SLOTS or slots * slot_bytes(wider, form) > workspace_bytes:
             yield first, index, largest
             first, wider = index, length
         largest = wider
@@ -289,4 +294,4 @@ def _sort_rows(
     owner = torch.searchsorted(cu_segments[1:], torch.arange(len(rows), device=rows.device), right=True)
     # One number a row sorts by segment first; rows that are not used belong to a segment after the last.
     keys = (owner * count + rows.clamp(min=0)).sort().values
-    return keys % count, torch.searchsorted(keys, seeded * count + seeds) - cu_segments[seeded]
+    return keys % max(count, 1), torch.searchsorted(keys, seeded * count + seeds) - cu_segments[seeded]
