@@ -342,9 +342,9 @@ def plant(monkeypatch, tmp_path, old, new):
     return module
 
 
-def small(candidates=6):
-    tokens = make_tokens("clusters", 150, 16)
-    check_selection(tokens, [0, 150], [25], "max_min", candidates=candidates)
+def small(candidates=6, count=150):
+    tokens = make_tokens("clusters", count, 16)
+    check_selection(tokens, [0, count], [25], "max_min", candidates=candidates)
 
 
 def ties():
@@ -371,7 +371,11 @@ FAULTS = {
         "offs % KEEP == KEEP - 1, key - 1",
         "offs < 0, key - 1",
     ),
-    "no bound on what is no candidate": (ties, "tl.where(key <= cut, key, NO_KEY)", "NO_KEY + 0 * key"),
+    "no bound on what is no candidate": (
+        partial(small, 5, 500),
+        "tl.where(key <= cut, key, NO_KEY)",
+        "tl.minimum(key, NO_KEY)",
+    ),
     "columns rounded down": (small, "(32 if halving == 0 else 16)", "1"),
     "candidates blind to each other": (small, "tl.minimum(key, _key(distance, offs))", "key"),
     "picks compete again": (small, "NO_KEY, tl.minimum(key", "key, tl.minimum(key"),
