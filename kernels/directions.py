@@ -270,8 +270,10 @@ class LaunchConfig(NamedTuple):
 
 
 def launch_config(dtype: torch.dtype) -> LaunchConfig:
-    """Tiles for directions of this type; 128 bytes of a row at a time."""
-    return LaunchConfig(block_m=64, block_d=32 if dtype == torch.float32 else 64, num_warps=4, num_stages=3)
+    """Tiles for directions of this type; fp32 goes in three parts, which take registers."""
+    if dtype == torch.float32:
+        return LaunchConfig(block_m=64, block_d=16, num_warps=8, num_stages=3)
+    return LaunchConfig(block_m=64, block_d=64, num_warps=4, num_stages=3)
 
 
 def directions_dtype(tokens: torch.dtype) -> torch.dtype:

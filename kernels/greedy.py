@@ -352,7 +352,7 @@ class SizeClass(NamedTuple):
 
 #: From the smallest segments to the largest. A product by one program alone pays for small segments only.
 SIZE_CLASSES = (
-    SizeClass(256, fused=True, streamed=False, block_n=256, block_r=16, num_warps=4),
+    SizeClass(256, fused=True, streamed=False, block_n=256, block_r=16, num_warps=8),
     SizeClass(1024, fused=False, streamed=False, block_n=1024, block_r=8, num_warps=8),
     SizeClass(4096, fused=False, streamed=False, block_n=4096, block_r=4, num_warps=16),
     SizeClass(None, fused=False, streamed=True, block_n=4096, block_r=4, num_warps=16),

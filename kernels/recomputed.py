@@ -435,7 +435,7 @@ def recomputed_launch(
             BLOCK_M=config.block_m,
             BLOCK_D=config.block_d,
             BLOCK_SCAN=4096,
-            num_warps=config.num_warps,
+            num_warps=4 if phase == "pick" else 8,  # the products' operands pass through registers
             num_stages=config.num_stages,
             enable_fp_fusion=False,
         )

@@ -1113,6 +1113,8 @@ def rounds_launch(
         **config,
     )
     tiles = (len(tile_segment),)
+    # Half the channels at a time: this product and the sums of û share the registers.
+    half = {**common, "BLOCK_D": max(16, config["BLOCK_D"] // 2)}
     _prepare_kernel[tiles](
         given_ptr=inverse_norm,
         tile_segment_ptr=tile_segment,
@@ -1123,7 +1125,7 @@ def rounds_launch(
         stride_part_t=part.stride(0),
         DOT_DTYPE=TRITON_DTYPE[columns.dtype],
         INPUT_PRECISION=input_precision,
-        **common,
+        **half,
     )
     opening = dict(budgets_ptr=budgets, cu_seeds_ptr=cu_seeds, seeds_ptr=seeds)
     _total_kernel[(segments, triton.cdiv(width, 128))](

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_greedy
-from tests.kernel_tools import Recorder
+from tests.kernel_tools import Recorder, altered
 from tests.test_greedy import check_selection
 from trimtok_fast import ops
 from trimtok_fast.backends import triton_greedy as backend
@@ -410,3 +411,100 @@ def test_coverage_reads_the_rows_of_the_moved_tokens_and_no_more(monkeypatch):
         best = best.maximum(cosines[pick])
     rows = (moved + len(picks)) * 256 * 4
     assert rows <= 32 * reports[-1].sectors["load"] <= 1.2 * rows
+
+
+def selections(objectives, workspace_bytes):
+    """Ragged rows, seeds, zero tokens, duplicates: the checks that a fault has to fail."""
+    tokens = make_tokens("clusters", 130, 24, offset=0.5)
+    tokens[::20] = 0
+    rows = torch.randperm(130, generator=torch.Generator().manual_seed(1))[:120]
+    tokens[rows[50:54]] = tokens[rows[60:64]]
+    origin = torch.randn(3, 24, generator=torch.Generator().manual_seed(2)) * 0.1
+    options = dict(backend="triton", workspace_bytes=workspace_bytes)
+    seeds = {"seeds": rows[[5, 9, 100]], "cu_seeds": [0, 2, 2, 3]}
+    alike, zero = make_tokens("noise", 1, 16).expand(70, 16), make_tokens("noise", 12, 8)
+    zero[4] = 0
+    for objective in objectives:
+        budgets = [6, 12 if workspace_bytes else 5, 2]
+        check_selection(tokens, [0, 30, 100, 120], budgets, objective, origin, rows, **seeds, **options)
+        check_selection(zero, [0, 12], [12], objective, seeds=[4], **options)
+        assert tt.greedy_select(alike, [0, 70], [3], objective=objective, **options)[0].tolist() == [0, 1, 2]
+
+
+FAULTS = {
+    (greedy, "gains as they were"): ("gain -= tl.sum(handed, 0).to(tl.int64)", "gain -= 0"),
+    (greedy, "more than the move"): ("tl.maximum(entry.to(tl.int32), old)", "entry.to(tl.int32)"),
+    (greedy, "only the first moved"): ("range(0, number, BLOCK_R)", "range(0, 1, BLOCK_R)"),
+    (greedy, "best forgets"): ("best = tl.maximum(best, similarity)", "best = similarity"),
+    (greedy, "picked again"): ("state = tl.where(columns == pick, TAKEN, state)", "pass"),
+    (greedy, "padding picked"): ("tl.where(columns < size, total, TAKEN)", "total + 2**40"),
+    (greedy, "sums of the first tile"): (
+        "for tile in range(0, tiles):\n        total",
+        "for tile in range(0, 1):\n        total",
+    ),
+    (greedy, "tie to the highest row"): (
+        "tl.max(state, 0, return_indices=True)",
+        "(tl.max(state, 0), "
+        "tl.max(tl.where(state == tl.max(state, 0), tl.arange(0, state.shape[0]), -1), 0))",
+    ),
+    (greedy, "the newest pick alone"): ("tl.minimum(state, distance))", "distance)"),
+    (greedy, "zero tokens far from all"): ("tl.where(present, 1.0 - cosine, 0.0)", "1.0 - cosine"),
+    (greedy, "zero pick lowers others"): (
+        "if tl.load(scale_ptr + pick) > 0:\n                cosine",
+        "if True:\n                cosine",
+    ),
+    (greedy, "sum for mean"): ("else top / count", "else top"),
+    (greedy, "seeds by row"): ("first_seed + step).to(tl.int32)", "first_seed + step).to(tl.int32) * 0"),
+    (greedy, "picks of the first segment"): ("tl.load(offsets_ptr + segment)", "tl.load(offsets_ptr)"),
+    (recomputed, "gains as they were"): ("gain -= tl.sum(handed, 0).to(tl.int64)", "gain -= 0"),
+    (recomputed, "list not emptied"): ("tl.store(last_ptr + 1, 0)", "pass"),
+    (recomputed, "best forgets"): ("tl.maximum(best, similarity))", "similarity)"),
+    (recomputed, "picks not counted"): ("tl.load(count_ptr) + tl.load", "tl.load"),
+    (recomputed, "origin of the first segment"): ("origin_ptr += segment * stride_origin_g", "pass"),
+    (recomputed, "scales of others"): (
+        "(product, row_scale, scale, True)",
+        "(product, scale, row_scale, True)",
+    ),
+}
+
+
+#: The kernel that a fault is in, the objectives and the workspace that it is looked for with.
+CHECKS = {
+    greedy: ("_greedy_kernel", OBJECTIVES, 2**25),
+    recomputed: ("_recomputed_kernel", ("coverage", "max_mean"), 0),
+}
+
+
+@pytest.mark.parametrize(
+    "fault", FAULTS, ids=lambda fault: f"{fault[0].__name__.rpartition('.')[2]}: {fault[1]}"
+)
+def test_a_fault_is_seen(fault, monkeypatch, tmp_path):
+    module = fault[0]
+    kernel, *check = CHECKS[module]
+    monkeypatch.setattr(module, kernel, getattr(altered(module, *FAULTS[fault], tmp_path), kernel))
+    with pytest.raises((AssertionError, IndexError)):
+        selections(*check)
+
+
+@pytest.mark.parametrize("module", CHECKS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_selections_without_a_fault_pass(module):
+    selections(*CHECKS[module][1:])
+
+
+#: Barriers that nothing else stands in for; others are doubled by those that sums across warps bring along.
+BARRIERS = {
+    "coverage": "tl.store(state_ptr + pick, TAKEN)\n                tl.debug_barrier()\n",
+    "max_min": "if tl.load(scale_ptr + pick) > 0:\n                    tl.debug_barrier()\n",
+}
+
+
+@pytest.mark.parametrize(("objective", "snippet"), BARRIERS.items(), ids=BARRIERS)
+def test_a_missing_barrier_is_seen(objective, snippet, monkeypatch, tmp_path):
+    from tests.ptxsim import GlobalRace
+
+    copy = altered(greedy, snippet, snippet.replace("tl.debug_barrier()", "pass"), tmp_path)
+    monkeypatch.setattr(greedy, "SIZE_CLASSES", (FORMS["streamed"],))
+    monkeypatch.setattr(greedy, "_greedy_kernel", copy._greedy_kernel)
+    compiled(monkeypatch, torch.float16)
+    with pytest.raises(GlobalRace):
+        select(make_tokens("noise", 70, 70, dtype=torch.float16), [0, 70], [3], objective)

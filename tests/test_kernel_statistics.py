@@ -217,5 +217,5 @@ def test_a_planted_fault_is_caught(old, new, monkeypatch, tmp_path):
 def test_a_sum_over_the_last_chunks_alone_is_caught(sums, monkeypatch, tmp_path):
     faulty = mutant(statistics, sums, sums.replace("+=", "="), tmp_path)
     monkeypatch.setattr(triton_backend, "statistics_launch", faulty.statistics_launch)
-    with pytest.raises(AssertionError, match="not close"):
+    with pytest.raises(AssertionError):
         check_statistics(make_tokens("noise", MANY_CHUNKS, 4), [0, MANY_CHUNKS])
