@@ -46,7 +46,7 @@ def select(tokens, segments, counts, *, rows, seeds, cu_seeds, objective, worksp
 def rounds_for_torch(monkeypatch):
     """What the tests of the torch backend ask of it, they ask of the rounds."""
     choose = ops.choose_backend
-    backend = SimpleNamespace(greedy_select=select)
+    backend = SimpleNamespace(greedy_select=select, ON_HOST=True)
     monkeypatch.setattr(
         ops, "choose_backend", lambda name, tokens: backend if name == "torch" else choose(name, tokens)
     )

@@ -42,8 +42,8 @@ def _parts(inspection: Inspection) -> Iterator[RenderableType]:
 def _target_table(target: str, variants: list[Variant]) -> Table:
     table = _table(
         target,
-        "The worst of a kernel's variants. matrix: matrix instructions in the code; load: bits that a\n"
-        "thread loads at once; occupancy: an estimate, from registers, shared memory and warps.",
+        "The worst of a kernel's variants. matrix: matrix instructions in the code; load: bits that a "
+        "thread\nloads at once; occupancy: an estimate, from registers, shared memory and warps.",
     )
     for heading in (
         "kernel",
