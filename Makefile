@@ -16,16 +16,19 @@ DEMO := $(if $(wildcard $(VENV)/.has-dev),dev,demo)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-matrix lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.has-$(DEMO) ## prune 28 real photographs, write trimtok-demo/report.html
 	$(RUN) trimtok_fast demo $(ARGS)
 
 test: $(VENV)/.has-dev ## run the whole test suite
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) $(ARGS)
+
+test-matrix: $(VENV)/.has-dev ## run the laws of the Hugging Face patch on old, middle and newest transformers
+	$(RUN) tests.matrix $(ARGS)
 
 lint: $(VENV)/.has-dev ## check style, format and types
 	$(RUN) ruff check .

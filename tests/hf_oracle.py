@@ -122,9 +122,9 @@ def compact(logits: Tensor, kept: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def trimmed(logits: Tensor, kept: Tensor, mask: Tensor) -> list[Tensor]:
-    """Each row's logits at its kept positions, from a pruned run, which pads on the side the batch uses."""
+    """Each row's logits at its kept positions, from a pruned run, which pads on the batch's side, or the left."""
     counts = (kept & mask.bool()).sum(1).tolist()
-    left = not bool(mask[:, 0].all())
+    left = bool(mask[:, -1].all())
     return [
         logits[row, logits.shape[1] - count :] if left else logits[row, :count]
         for row, count in enumerate(counts)

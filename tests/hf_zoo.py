@@ -105,10 +105,19 @@ class Family:
     def prompt(
         self, rows: Rows = ONE, padding_side: str = "left", tail: int = 6
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's inputs, and the image of each position; `tail` text tokens come last."""
+        """The model's inputs, and the image of each position.
+
+        Args:
+            rows: the items of each row.
+            padding_side: "left", "right", or "none": shorter rows get more text (pruned, they are longer).
+            tail: text tokens that come last.
+        """
         items = [[self.item(name) for name in row] for row in rows]
         made = [self._row(row, number, tail) for number, row in enumerate(items)]
         length = max(len(ids) for ids, _ in made)
+        if padding_side == "none":
+            spare = [length - len(ids) for ids, _ in made]
+            made = [self._row(row, number, tail + spare[number]) for number, row in enumerate(items)]
         ids = torch.full((len(rows), length), PAD)
         owner, mask = torch.full_like(ids, -1), torch.zeros_like(ids)
         for number, (row_ids, row_owner) in enumerate(made):

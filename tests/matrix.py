@@ -1,10 +1,10 @@
 """Laws 1 and 2 of the patch on several releases of transformers.
 
-    python tests/matrix.py             the oldest that is supported, one in the middle, and the newest
-    python tests/matrix.py 5.3.0       others
+    make test-matrix                   the oldest that is supported, one in the middle, and the newest
+    make test-matrix ARGS="5.3.0"      others
 
-Each release has an environment of its own, `.venv-matrix/<release>`: what it needs and this interpreter's environment
-lacks is installed there, and everything else (torch above all) comes from here.
+Each release has an environment of its own, `.venv-matrix/<release>`: what it needs and this interpreter's
+environment lacks is installed there, and everything else (torch above all) comes from here.
 """
 
 from __future__ import annotations

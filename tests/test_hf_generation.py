@@ -17,7 +17,6 @@ from tests.hf_oracle import (
     masked_run,
     next_position,
     prefill_positions,
-    trimmed,
 )
 from tests.hf_zoo import EOS, FAMILIES, GENERATE, TEXT, TWO, VOCABULARY, Family, accepted, model_of
 
@@ -56,10 +55,12 @@ def assert_same_generation(actual: Any, expected: Any) -> None:
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits))
 
 
-@pytest.mark.parametrize("rows", [TWO, ROWS], ids=["one-row", "batch"])
+@pytest.mark.parametrize(
+    "rows, side", [(TWO, "left"), (ROWS, "left"), (ROWS, "none")], ids=["one-row", "batch", "even-batch"]
+)
 @EVERY_FAMILY
-def test_greedy(family: Family, rows: Any) -> None:
-    model, inputs = prepared(family, rows)
+def test_greedy(family: Family, rows: Any, side: str) -> None:
+    model, inputs = prepared(family, rows, padding_side=side)
     with tt.patched(model, CONFIG) as handle:
         pruned = generate(model, inputs)
         kept = handle.last.kept
@@ -139,21 +140,6 @@ def test_without_a_cache(family: Family) -> None:
         assert handle.stats.prefills == GENERATE["max_new_tokens"]
     with hidden(model, kept_of(model, inputs, query="none")):
         assert_same_generation(pruned, generate(model, inputs, use_cache=False))
-
-
-@EVERY_FAMILY
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_prefill_without_mask_and_cache(family: Family, attention: str) -> None:
-    """transformers takes gaps in the positions for packed sequences there."""
-    model = model_of(family.name, attention)
-    inputs = accepted(model, family.inputs(TWO))
-    mask = inputs.pop("attention_mask")
-    with tt.patched(model, CONFIG) as handle, torch.no_grad():
-        pruned = model(**inputs, use_cache=False).logits
-    kept = handle.last.kept
-    with hidden(model, kept), torch.no_grad():
-        masked = model(**inputs, use_cache=False).logits
-    assert_close(trimmed(pruned, kept, mask), compact(masked, kept, mask))
 
 
 @EVERY_FAMILY

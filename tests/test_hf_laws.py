@@ -15,6 +15,7 @@ IMAGES = {
     "five": (FIVE, "left"),
     "ragged-left": (None, "left"),
     "ragged-right": (None, "right"),
+    "even": (None, "none"),
 }
 VIDEOS = {
     "video": ((("v0",),), "left"),

@@ -57,7 +57,12 @@ def assert_same(results: list, wanted: list) -> None:
         assert (result.alignment is None) == (want.alignment is None)
 
 
-ROWS = {"five": (FIVE, "left"), "ragged-left": (None, "left"), "ragged-right": (None, "right")}
+ROWS = {
+    "five": (FIVE, "left"),
+    "ragged-left": (None, "left"),
+    "ragged-right": (None, "right"),
+    "even": (None, "none"),
+}
 VIDEOS = {"mixed-ragged": ((("v0",), ("i0", "v1"), ("i2",)), "left")}
 CASES = [
     pytest.param(family, case[0] or family.ragged, case[1], id=f"{family.name}-{label}")
