@@ -1,8 +1,8 @@
 """A model of your own: `image_index` says which token belongs to which image.
 
-What `patch` looks for: a module with `get_image_features`, `config.image_token_id`, and a `language_model` (or
-`text_model`) of transformers that it calls with keywords: `inputs_embeds`, `attention_mask`, `past_key_values` and,
-if it makes them, `position_ids`.
+What `patch` looks for: a module with `get_image_features`, `config.image_token_id`, and a `language_model`
+(or `text_model`) of transformers that it calls with keywords: `inputs_embeds`, `attention_mask`,
+`past_key_values` and, if it makes them, `position_ids`.
 """
 
 import torch
