@@ -16,7 +16,6 @@ from torch import Tensor
 
 from trimtok_fast.kernels import common, directions, greedy, recomputed, similarity
 
-
 #: Slots of one launch: what CUDA allows in the second dimension of a grid.
 MOST_SLOTS = 65_535
 
