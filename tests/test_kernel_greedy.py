@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_greedy
 from tests.kernel_tools import Recorder, altered
 from tests.test_greedy import check_selection
-from trimtok_fast import ops
 from trimtok_fast.backends import triton_greedy as backend
 from trimtok_fast.certificate import certify
 from trimtok_fast.config import OBJECTIVES
@@ -50,36 +48,14 @@ def select(
         origin=None,
         inverse_norm=None,
         rows=None,
-        candidates=8,
         workspace_bytes=2**25,
     )
-    return backend.greedy_select(
+    return backend.select_stored(
         tokens,
         torch.tensor(cu_segments),
         torch.tensor(budgets),
         objective=objective,
         **{**arguments, **options},
-    )
-
-
-def from_op(tokens, segments, budgets, *, seeds, cu_seeds, **options):
-    """What the op hands to its backend, for the kernels."""
-    return select(
-        tokens,
-        segments.offsets,
-        budgets,
-        seeds=seeds.tolist(),
-        cu_seeds=cu_seeds.offsets,
-        **{**options, "workspace_bytes": min(options["workspace_bytes"], 2**25)},
-    )
-
-
-@pytest.fixture(autouse=True)
-def kernels_behind_the_op(monkeypatch):
-    choose = ops.choose_backend
-    kernels = SimpleNamespace(greedy_select=from_op)
-    monkeypatch.setattr(
-        ops, "choose_backend", lambda name, tokens: kernels if name == "triton" else choose(name, tokens)
     )
 
 
