@@ -65,10 +65,11 @@ class Hooks:
         """Put a tensor of our own in the labels' place, which shrinks with the logits."""
         kwargs = _named(module, args, kwargs)
         ids, labels = kwargs.get("input_ids"), kwargs.get("labels")
-        self._now.labels = None
         if isinstance(labels, Tensor) and ids is not None and labels.shape == ids.shape:
-            self._now.labels = kwargs["labels"] = labels.detach()
-        self._now.logits_to_keep = kwargs.get("logits_to_keep")
+            kwargs["labels"] = labels = labels.detach()
+        else:
+            labels = None
+        self._now.asked = labels, kwargs.get("logits_to_keep")
         return (), kwargs
 
     def before_outer(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -83,12 +84,14 @@ class Hooks:
                 "Pass input_ids and the images, or unpatch the model for this call.",
             )
         features = kwargs.get("mm_encoder_outputs") or {}
+        labels, logits_to_keep = getattr(self._now, "asked", (None, None))
+        self._now.asked = None, None
         self._now.call = Call(
             ids=ids,
             mask=kwargs.get("attention_mask"),
             entries={m: lengths(features[m]) for m in MODALITIES if features.get(m) is not None},
-            labels=getattr(self._now, "labels", None),
-            logits_to_keep=getattr(self._now, "logits_to_keep", None),
+            labels=labels,
+            logits_to_keep=logits_to_keep,
         )
         return (), kwargs
 

@@ -181,7 +181,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     """Take a patch off, if there is one.
 
     Args:
-        model: what was given to `patch`, or a model around or inside it.
+        model: what was given to `patch`, or a model around it.
 
     Returns:
         The model.

@@ -194,11 +194,12 @@ def _agreed(result: PruneResult, cu_tokens: list[int], group: Any) -> PruneResul
 def split(result: PruneResult, cu_tokens: list[int], cu_images: list[int]) -> list[PruneResult]:
     """One result a sample, its indices and boundaries counted from the sample's first token."""
     parts = []
+    cu_kept = result.cu_tokens.tolist()
     for sample, (first, last) in enumerate(pairwise(cu_images)):
         start, stop = cu_tokens[first], cu_tokens[last]
         images, rows = slice(first, last), slice(start, stop)
-        low = int(result.cu_tokens[first])
-        kept = slice(low, int(result.cu_tokens[last]))
+        low = cu_kept[first]
+        kept = slice(low, cu_kept[last])
         one = slice(sample, sample + 1)
         statistics, plan = result.statistics, result.plan
         parts.append(

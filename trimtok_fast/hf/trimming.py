@@ -60,6 +60,8 @@ def trim_prefill(kwargs: dict[str, Any], kept: Tensor, slots: Slots, config: Any
         kwargs["deepstack_visual_embeds"] = [layer[kept[visual]] for layer in features]
     if kwargs.get("cache_position") is not None:
         kwargs["cache_position"] = torch.arange(columns.shape[1], device=embeds.device)
+    if len(columns) == 1 and "flash" in config._attn_implementation:
+        kwargs.update(_one_sequence(columns))
 
 
 def resume(kwargs: dict[str, Any], config: Any, drift: bool) -> Slots:
@@ -81,6 +83,13 @@ def resume(kwargs: dict[str, Any], config: Any, drift: bool) -> Slots:
     if kwargs.get("cache_position") is not None:
         kwargs["cache_position"] = torch.arange(count, device=embeds.device) + past.columns.shape[1]
     return slots
+
+
+def _one_sequence(columns: Tensor) -> dict[str, Any]:
+    """Tells FlashAttention that one row is one sequence: it takes gaps in the positions for packed ones."""
+    width = columns.shape[1]
+    bounds = torch.tensor([0, width], dtype=torch.int32, device=columns.device)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": width, "max_length_k": width}
 
 
 def trim_labels(labels: Tensor, columns: Tensor) -> Tensor:
