@@ -261,3 +261,33 @@ def test_a_loss_without_gradients(guard: Any) -> None:
     expected = torch.nn.functional.cross_entropy(out.logits[0, :-1].float(), targets)
     assert torch.allclose(out.loss, expected)
     assert torch.equal(labels, inputs["input_ids"]), "the caller's labels were changed"
+
+
+def test_a_call_that_is_refused_leaves_its_cache_sealed() -> None:
+    family = FAMILIES["llama4"]
+    model = family.build()
+    inputs = accepted(model, family.inputs(ONE, "left"))
+    length = inputs["input_ids"].shape[1]
+    model.config.text_config.attn_temperature_tuning = True
+    model.config.text_config.floor_scale = length + 1
+    with tt.patched(model, CONFIG), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for _ in range(2):
+            with pytest.raises(tt.UnsupportedModelError, match="allow_window_drift"):
+                model(input_ids=torch.tensor([[11]]), past_key_values=cache)
+            assert isinstance(cache, TrimmedCache)
+            assert cache.get_seq_length() == length
+
+
+def test_adapters_that_go_past_the_hooks_are_refused() -> None:
+    class Adapters(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.peft_config = {}
+            self.base_model = model
+
+    with pytest.raises(tt.UnsupportedModelError, match="adapters"):
+        tt.patch(Adapters(FAMILIES["llama4"].build()), CONFIG)
+    wrapped = Adapters(FAMILIES["llava"].build())
+    tt.patch(wrapped, CONFIG).unpatch()
+    assert not tt.is_patched(wrapped)

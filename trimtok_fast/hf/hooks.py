@@ -139,11 +139,12 @@ class Hooks:
                 "a tensor of positions, some of which are dropped",
                 "Pass an int, or pick from the logits by `handle.last.kept`.",
             )
-        self.record(prefill)
         if not dropped:
+            self.record(prefill)
             return
         slots = kept_slots(prefill.kept, valid)
         trim_prefill(kwargs, prefill.kept, slots, config, self.settings.allow_window_drift)
+        self.record(prefill)
         if call.labels is not None:
             call.labels.data = trim_labels(call.labels, slots.columns)
             if isinstance(call.mask, Tensor) and call.mask.ndim == 2:
@@ -153,16 +154,16 @@ class Hooks:
     def after_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Leave with the KV cache what it holds."""
         call = getattr(self._now, "call", None)
-        if call is None or call.slots is None:
+        if call is None:
             return
         cache = kwargs.get("past_key_values")
         if output is None:  # the call failed
-            if call.before is not None:
+            if call.before is not None and not isinstance(cache, TrimmedCache):
                 seal(cache, call.before)
-            return
-        cache = _cache_of(output) if cache is None else cache
-        if cache is not None:
-            seal(cache, call.slots)
+        elif call.slots is not None:
+            cache = _cache_of(output) if cache is None else cache
+            if cache is not None:
+                seal(cache, call.slots)
 
     def after_outer(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forget the call, whether it failed or not."""
