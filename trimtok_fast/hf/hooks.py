@@ -171,10 +171,10 @@ class Hooks:
 
 
 class Hook:
-    """A hook on one module; a copy of the module gets one that does nothing."""
+    """A hook on one module, never compiled; a copy of the module gets one that does nothing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.function = torch.compiler.disable(function)
 
     def __call__(self, *args: Any) -> Any:
         """Run it."""
