@@ -122,7 +122,7 @@ def compact(logits: Tensor, kept: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def trimmed(logits: Tensor, kept: Tensor, mask: Tensor) -> list[Tensor]:
-    """Each row's logits at its kept positions, from a pruned run: padded as the batch is, or left."""
+    """Each row's logits at its kept positions, from a pruned run, padded as the batch is, or on the left."""
     counts = (kept & mask.bool()).sum(1).tolist()
     left = bool(mask[:, -1].all())
     return [

@@ -763,29 +763,32 @@ def accepted(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in inputs.items() if key in known}
 
 
-def refused() -> dict[str, Any]:
-    """Models that have no visual tokens in their sequence: cross-attention, encoder-decoder, text alone."""
-    small = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": VOCABULARY}
-    cross = {"num_hidden_layers": 2, "cross_attention_layers": [1]}
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_global_layers": 1,
-        "attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 4,
-        "vision_output_dim": 32,
-        "intermediate_layers_indices": [0],
-        "supported_aspect_ratios": [[1, 1]],
-    }
-    configs = {
-        "MllamaForConditionalGeneration": transformers.MllamaConfig(
-            text_config=_text(rope_parameters=rope, **cross), vision_config=vision, image_token_index=IMAGE
+def _mllama_config() -> dict[str, Any]:
+    vision = _tower(attention_heads=2, num_global_layers=1, vision_output_dim=32)
+    del vision["num_attention_heads"]
+    return {
+        "text_config": _text(
+            cross_attention_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
         ),
-        "T5ForConditionalGeneration": transformers.T5Config(**small),
-        "LlamaForCausalLM": transformers.LlamaConfig(**_text()),
-        "CLIPVisionModel": transformers.CLIPVisionConfig(**_tower()),
+        "vision_config": {**vision, "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]},
+        "image_token_index": IMAGE,
     }
-    return {name: getattr(transformers, name)._from_config(config) for name, config in configs.items()}
+
+
+def _t5_config() -> dict[str, Any]:
+    return {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": VOCABULARY}
+
+
+#: Models without visual tokens in their sequence: cross-attention, encoder-decoder, text alone, images alone.
+REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "MllamaForConditionalGeneration": ("MllamaConfig", _mllama_config),
+    "T5ForConditionalGeneration": ("T5Config", _t5_config),
+    "LlamaForCausalLM": ("LlamaConfig", _text),
+    "CLIPVisionModel": ("CLIPVisionConfig", _tower),
+}
+
+
+def refused(name: str) -> Any:
+    """A model of `REFUSED`."""
+    config_name, config = REFUSED[name]
+    return getattr(transformers, name)._from_config(getattr(transformers, config_name)(**config()))

@@ -146,3 +146,55 @@ def test_the_language_model_by_itself_is_left_alone(name: str) -> None:
         with tt.patched(model, CONFIG):
             model(**inputs)
             assert torch.equal(language_model(model)(inputs_embeds=embeds).last_hidden_state, plain)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "mistral3", "internvl"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_with_a_mask_of_the_callers_own(name: str, kind: str) -> None:
+    """A 4-D mask over the original positions: here each third token is hidden from those far behind it."""
+    model, inputs = prepared(FAMILIES[name])
+    length = inputs["input_ids"].shape[1]
+    position = torch.arange(length)
+    apart = position[:, None] - position
+    seen = (apart >= 0) & ((position % 3 > 0) | (apart < 4))
+    own = seen[None, None] if kind == "bool" else torch.zeros(1, 1, length, length).masked_fill(~seen, -1e30)
+    start = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    if "mm_token_type_ids" in inputs:  # the model reads a 2-D mask there to count positions
+        start["position_ids"] = position.expand(3, 1, -1)
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        pruned = model(**start, attention_mask=own).logits
+    kept = handle.last.kept
+    with hidden(model, kept), torch.no_grad():
+        masked = model(**start, attention_mask=own).logits
+    assert_close(
+        trimmed(pruned, kept, inputs["attention_mask"]), compact(masked, kept, inputs["attention_mask"])
+    )
+
+
+@A_FEW
+def test_in_inference_mode(name: str) -> None:
+    model, inputs = prepared(FAMILIES[name])
+    labels = torch.where(inputs["input_ids"] < TEXT.stop, inputs["input_ids"], -100)
+    with tt.patched(model, CONFIG), torch.no_grad():
+        plain = model(**inputs, labels=labels)
+    with tt.patched(model, CONFIG), torch.inference_mode():
+        made_here = {key: value.clone() for key, value in inputs.items()}
+        for given in (inputs, made_here):
+            out = model(**given, labels=labels.clone())
+            assert torch.equal(out.logits, plain.logits)
+            assert out.loss == plain.loss
+
+
+@A_FEW
+def test_the_loss_counts_the_items_that_a_trainer_counts(name: str) -> None:
+    model, inputs = prepared(FAMILIES[name])
+    labels = torch.where(inputs["input_ids"] < TEXT.stop, inputs["input_ids"], -100)
+    with torch.no_grad():
+        accepts = (
+            model(**inputs, labels=labels, num_items_in_batch=7).loss != model(**inputs, labels=labels).loss
+        )
+    with tt.patched(model, CONFIG), torch.no_grad():
+        mean = model(**inputs, labels=labels).loss
+        count = int((labels[:, 1:] >= 0).sum())
+        counted = model(**inputs, labels=labels, num_items_in_batch=torch.tensor(7)).loss
+    assert counted.item() == pytest.approx(mean.item() * count / 7 if accepts else mean.item(), rel=1e-5)

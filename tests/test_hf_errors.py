@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from tests.hf_zoo import (
     FAMILIES,
     FIVE,
     GENERATE,
+    REFUSED,
     TEXT,
     TWO,
     Family,
@@ -36,14 +36,9 @@ def prepared(family: Family = LLAVA, rows: Any = TWO) -> tuple[Any, dict[str, Te
     return model, accepted(model, family.inputs(rows))
 
 
-@functools.cache
-def refused_models() -> dict[str, nn.Module]:
-    return refused()
-
-
-@pytest.mark.parametrize("name", refused())
+@pytest.mark.parametrize("name", REFUSED)
 def test_models_without_visual_tokens_in_their_sequence_are_refused(name: str) -> None:
-    model = refused_models()[name]
+    model = refused(name)
     before = trace(model)
     with pytest.raises(tt.UnsupportedModelError) as error:
         tt.patch(model, CONFIG)

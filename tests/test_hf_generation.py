@@ -18,7 +18,7 @@ from tests.hf_oracle import (
     next_position,
     prefill_positions,
 )
-from tests.hf_zoo import EOS, FAMILIES, GENERATE, TEXT, TWO, VOCABULARY, Family, accepted, model_of
+from tests.hf_zoo import EOS, FAMILIES, GENERATE, TEXT, TWO, VARIANTS, VOCABULARY, Family, accepted, model_of
 
 CONFIG = tt.PruneConfig(keep_ratio=0.4)
 FULL = {"return_dict_in_generate": True, "output_logits": True}
@@ -163,33 +163,42 @@ def test_a_hand_written_decode_loop(family: Family, masked: bool) -> None:
     assert_close(torch.cat(steps, 1), expected)
 
 
+def talk(model: Any, inputs: dict[str, Tensor], whole: bool) -> list[Tensor]:
+    """Two further turns on the first turn's cache; logits, and the conversation."""
+    rows = len(inputs["input_ids"])
+    words = torch.randint(TEXT.start, TEXT.stop, (2, rows, 5), generator=torch.Generator().manual_seed(9))
+    out, logits = generate(model, inputs), []
+    said, mask = out.sequences, inputs["attention_mask"]
+    for turn in words:
+        said = torch.cat([said, turn], 1)
+        mask = torch.cat([mask, mask.new_ones(rows, said.shape[1] - mask.shape[1])], 1)
+        # The last token of an answer is not in the cache yet.
+        ids = said if whole else said[:, -turn.shape[1] - 1 :]
+        later = {"input_ids": ids, "attention_mask": mask}
+        out = generate(model, later, past_key_values=out.past_key_values)
+        said = torch.cat([said, out.sequences[:, ids.shape[1] :]], 1)
+        logits += out.logits
+    return [torch.stack(logits), said]
+
+
 @EVERY_FAMILY
-def test_a_second_turn_with_all_ids(family: Family) -> None:
-    """`generate()` is given the conversation so far and the first turn's cache, in two further turns."""
-    model, inputs = prepared(family)
-    words = torch.randint(TEXT.start, TEXT.stop, (2, 1, 5), generator=torch.Generator().manual_seed(9))
-
-    def talk() -> list[Tensor]:
-        out, logits = generate(model, inputs), []
-        for turn in words:
-            ids = torch.cat([out.sequences, turn], 1)
-            later = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            out = generate(model, later, past_key_values=out.past_key_values)
-            logits += out.logits
-        return [torch.stack(logits), out.sequences]
-
+@pytest.mark.parametrize("rows", [TWO, ROWS], ids=["one-row", "batch"])
+@pytest.mark.parametrize("whole", [True, False], ids=["all-ids", "new-ids"])
+def test_further_turns(family: Family, rows: Any, whole: bool) -> None:
+    """`generate()` is given the cache, a mask of all, and all ids so far or the new ones."""
+    model, inputs = prepared(family, rows)
     with hidden(model, kept_of(model, inputs)):
-        expected = talk()
+        expected = talk(model, inputs, whole)
     with tt.patched(model, CONFIG) as handle:
-        actual = talk()
+        actual = talk(model, inputs, whole)
         assert handle.stats.prefills == 1
     assert torch.equal(actual[1], expected[1])
     assert_close(actual[0], expected[0])
 
 
 @EVERY_FAMILY
-def test_a_second_turn_with_new_ids(family: Family) -> None:
-    """The new words alone, in one call on the first turn's cache."""
+def test_a_second_turn_by_calls(family: Family) -> None:
+    """The new words alone, in two calls of the model itself."""
     model, inputs = prepared(family)
     first = torch.randint(TEXT.start, TEXT.stop, (1, 6), generator=torch.Generator().manual_seed(9))
     kept = kept_of(model, inputs)
@@ -302,3 +311,42 @@ def test_a_cropped_cache_forgets_what_was_cropped(name: str, relative: bool) -> 
         logits = model(input_ids=new_ids, past_key_values=cache, use_cache=True).logits
     _, expected = masked_run(model, inputs, handle.last.kept, new_ids)
     assert_close(logits, expected)
+
+
+WINDOWS = ["gemma3", "aya_vision", "llama4", *VARIANTS]
+
+
+@pytest.mark.parametrize(
+    "name, cache",
+    [
+        pytest.param(name, cache, id=f"{name}-{cache or 'dynamic'}")
+        for name in WINDOWS
+        for cache in (None, "static")
+        if (name, cache) != ("paligemma-window", "static")  # transformers hands it a mask that it cannot read
+    ],
+)
+def test_windows_pass_over_the_prompt(name: str, cache: str | None) -> None:
+    """An answer longer than the windows, so that the cache lets go of the prompt, token by token."""
+    family = {**FAMILIES, **VARIANTS}[name]
+    model, inputs = prepared(family, ROWS)
+    long = {"max_new_tokens": 30, "min_new_tokens": 30}
+    with tt.patched(model, CONFIG):
+        pruned = generate(model, inputs, cache_implementation=cache, **long)
+    with hidden(model, kept_of(model, inputs)):
+        assert_same_generation(pruned, generate(model, inputs, **long))
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("count", [2, 7, 40])
+def test_windows_take_several_tokens_at_once(name: str, count: int) -> None:
+    family = {**FAMILIES, **VARIANTS}[name]
+    model, inputs = prepared(family)
+    words = torch.randint(TEXT.start, TEXT.stop, (1, count + 5), generator=torch.Generator().manual_seed(9))
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        pruned = [
+            model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            for ids in words.split([3, count, 1, 1], 1)
+        ]
+    _, expected = masked_run(model, inputs, handle.last.kept, words)
+    assert_close(torch.cat(pruned, 1), expected)

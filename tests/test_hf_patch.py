@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, StaticCache
+from transformers import CompileConfig, DynamicCache, LlamaConfig, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import trimtok_fast as tt
-from tests.hf_zoo import FAMILIES, ONE, TWO, accepted, model_of
+from tests.hf_zoo import FAMILIES, GENERATE, ONE, TWO, accepted, model_of
 from trimtok_fast.hf import masks
 from trimtok_fast.hf.cache import Slots, TrimmedCache, seal, unseal
 from trimtok_fast.hf.families import Family
@@ -261,3 +261,52 @@ def test_a_loss_without_gradients(guard: Any) -> None:
     expected = torch.nn.functional.cross_entropy(out.logits[0, :-1].float(), targets)
     assert torch.allclose(out.loss, expected)
     assert torch.equal(labels, inputs["input_ids"]), "the caller's labels were changed"
+
+
+def test_a_call_that_is_refused_leaves_its_cache_sealed() -> None:
+    family = FAMILIES["llama4"]
+    model = family.build()
+    inputs = accepted(model, family.inputs(ONE, "left"))
+    length = inputs["input_ids"].shape[1]
+    model.config.text_config.attn_temperature_tuning = True
+    model.config.text_config.floor_scale = length + 1
+    with tt.patched(model, CONFIG), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for _ in range(2):
+            with pytest.raises(tt.UnsupportedModelError, match="allow_window_drift"):
+                model(input_ids=torch.tensor([[11]]), past_key_values=cache)
+            assert isinstance(cache, TrimmedCache)
+            assert cache.get_seq_length() == length
+
+
+def test_adapters_that_go_past_the_hooks_are_refused() -> None:
+    class Adapters(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.peft_config = {}
+            self.base_model = model
+
+    with pytest.raises(tt.UnsupportedModelError, match="adapters"):
+        tt.patch(Adapters(FAMILIES["llama4"].build()), CONFIG)
+    wrapped = Adapters(FAMILIES["llava"].build())
+    tt.patch(wrapped, CONFIG).unpatch()
+    assert not tt.is_patched(wrapped)
+
+
+def test_compiled_decoding_over_a_static_cache(monkeypatch) -> None:
+    """generate() compiles its decode steps on a GPU; here dynamo traces them and runs them as they are."""
+    family = FAMILIES["llava"]
+    model = family.build()
+    inputs = accepted(model, family.inputs(TWO, "left"))
+    static = {
+        "cache_implementation": "static",
+        "compile_config": CompileConfig(backend="eager", mode=None, fullgraph=False),
+    }
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        ids = model.generate(**inputs, **GENERATE)
+        monkeypatch.setattr(model, "_valid_auto_compile_criteria", lambda *_: True)
+        frames = dict(torch._dynamo.utils.counters["frames"])
+        compiled = model.generate(**inputs, **GENERATE, **static)
+    assert torch.equal(compiled, ids)
+    assert handle.stats.prefills == 2
+    assert torch._dynamo.utils.counters["frames"]["ok"] > frames.get("ok", 0), "nothing was traced"

@@ -85,14 +85,14 @@ def find_place(model: object, any_family: bool = False) -> Place:
         raise UnsupportedModelError(
             "model", "a torch module", type(model).__name__, "Pass the model, not its name or its pipeline."
         )
-    parent: nn.Module = model
     for name, module in model.named_modules():
         family = FAMILIES.get(type(module).__name__)
         if family is None and any_family:
             family = _lookalike(module)
         if family is not None and hasattr(module, family.language_model):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            return Place(family, parent if name else module, module, getattr(module, family.language_model))
+            whole = not name or hasattr(type(module), "generate")  # it computes logits and loss itself
+            head = module if whole else model.get_submodule(name.rpartition(".")[0])
+            return Place(family, head, module, getattr(module, family.language_model))
     supported = ", ".join(sorted(family.name for family in FAMILIES.values()))
     raise UnsupportedModelError(
         "model",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trimtok_fast.errors import InvalidInputError, PatchStateError
 from trimtok_fast.hf.cache import Slots, TrimmedCache, seal
 from trimtok_fast.hf.families import Place
+from trimtok_fast.hf.masks import padding_mask
 from trimtok_fast.hf.selection import Prefill, Prompt, Settings, select
 from trimtok_fast.hf.trimming import kept_slots, resume, trim_labels, trim_prefill
 
@@ -62,11 +63,13 @@ class Hooks:
     _now: Any = field(default_factory=threading.local)
 
     def before_head(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Put a tensor of our own in the labels' place, which shrinks with the logits."""
+        """Put tensors of our own in place of labels and mask, which shrink with the logits."""
         kwargs = _named(module, args, kwargs)
         ids, labels = kwargs.get("input_ids"), kwargs.get("labels")
         if isinstance(labels, Tensor) and ids is not None and labels.shape == ids.shape:
             kwargs["labels"] = labels = labels.detach()
+            if isinstance(mask := kwargs.get("attention_mask"), Tensor):
+                kwargs["attention_mask"] = mask.detach()  # some heads leave padding out of the loss
         else:
             labels = None
         self._now.asked = labels, kwargs.get("logits_to_keep")
@@ -83,7 +86,7 @@ class Hooks:
                 "inputs_embeds alone",
                 "Pass input_ids and the images, or unpatch the model for this call.",
             )
-        features = kwargs.get("mm_encoder_outputs") or {}
+        features = _ready_made(kwargs)
         labels, logits_to_keep = getattr(self._now, "asked", (None, None))
         self._now.asked = None, None
         self._now.call = Call(
@@ -136,28 +139,31 @@ class Hooks:
                 "a tensor of positions, some of which are dropped",
                 "Pass an int, or pick from the logits by `handle.last.kept`.",
             )
-        self.record(prefill)
         if not dropped:
+            self.record(prefill)
             return
         slots = kept_slots(prefill.kept, valid)
         trim_prefill(kwargs, prefill.kept, slots, config, self.settings.allow_window_drift)
+        self.record(prefill)
         if call.labels is not None:
             call.labels.data = trim_labels(call.labels, slots.columns)
+            if isinstance(call.mask, Tensor) and call.mask.ndim == 2:
+                call.mask.data = padding_mask(call.mask, slots.columns).to(call.mask)
         call.slots = slots
 
     def after_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Leave with the KV cache what it holds."""
         call = getattr(self._now, "call", None)
-        if call is None or call.slots is None:
+        if call is None:
             return
         cache = kwargs.get("past_key_values")
         if output is None:  # the call failed
-            if call.before is not None:
+            if call.before is not None and not isinstance(cache, TrimmedCache):
                 seal(cache, call.before)
-            return
-        cache = _cache_of(output) if cache is None else cache
-        if cache is not None:
-            seal(cache, call.slots)
+        elif call.slots is not None:
+            cache = _cache_of(output) if cache is None else cache
+            if cache is not None:
+                seal(cache, call.slots)
 
     def after_outer(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forget the call, whether it failed or not."""
@@ -165,10 +171,10 @@ class Hooks:
 
 
 class Hook:
-    """A hook on one module; a copy of the module gets one that does nothing."""
+    """A hook on one module, never compiled; a copy of the module gets one that does nothing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.function = torch.compiler.disable(function)
 
     def __call__(self, *args: Any) -> Any:
         """Run it."""
@@ -205,6 +211,16 @@ class FeatureGetter:
 
 def _own_getter(module: nn.Module, name: str) -> Any:
     return getattr(type(module), name).__get__(module)
+
+
+def _ready_made(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Features that were encoded before the call, by modality."""
+    features = kwargs.get("mm_encoder_outputs")
+    if features is None:
+        features = kwargs.get("image_hidden_states")  # what Idefics3 called it
+    if isinstance(features, dict):
+        return features
+    return {} if features is None else {"image": features}
 
 
 def lengths(features: Any) -> list[int]:

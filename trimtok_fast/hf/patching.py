@@ -239,6 +239,13 @@ def _check_place(model: nn.Module, place: Place) -> None:
                 f"a {'compiled' if compiled else 'scripted'} {type(module).__name__}, which may skip them",
                 "Patch the model as it was before.",
             )
+    if place.head is place.outer is not model and hasattr(model, "peft_config"):
+        raise UnsupportedModelError(
+            "model",
+            "modules that call their hooks",
+            f"adapters that call the forward of {type(place.outer).__name__} past them",
+            "Merge the adapters first.",
+        )
     embeddings = getattr(place.head, "get_output_embeddings", None)
     if place.head is not place.outer and embeddings is not None and embeddings() is None:
         raise UnsupportedModelError(

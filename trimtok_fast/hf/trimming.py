@@ -60,7 +60,7 @@ def trim_prefill(kwargs: dict[str, Any], kept: Tensor, slots: Slots, config: Any
         kwargs["deepstack_visual_embeds"] = [layer[kept[visual]] for layer in features]
     if kwargs.get("cache_position") is not None:
         kwargs["cache_position"] = torch.arange(columns.shape[1], device=embeds.device)
-    if len(columns) == 1 and "flash" in config._attn_implementation:
+    if len(columns) == 1 and "flash" in (config._attn_implementation or ""):
         kwargs.update(_one_sequence(columns))
 
 
