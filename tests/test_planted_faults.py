@@ -308,9 +308,11 @@ FAULTS = {
         ),
     ],
     (pipeline._stage_2, prune): [
-        ("distance of the batch", "largest[sample], dis", "largest.max(), dis"),
-        ("anchors at the smallest distance", '"amax"', '"amin"'),
         ("origin ignored", "origin=statistics.origin", "origin=None"),
+    ],
+    (pipeline._finite, prune): [
+        ("distance of the batch", "largest[sample], value", "largest.max(), value"),
+        ("anchors at the smallest distance", '"amax"', '"amin"'),
     ],
     (pipeline._select, prune): [
         ("anchors not protected", "pad(front, (0, 1)).scatter(0, at, ranks)[:-1]", "front * 0"),

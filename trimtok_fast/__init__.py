@@ -16,6 +16,7 @@ from trimtok_fast.errors import (
 )
 from trimtok_fast.library import gather_tokens, greedy_select, pareto_front, token_statistics
 from trimtok_fast.pipeline import PruneResult, prune
+from trimtok_fast.registry import register_method
 from trimtok_fast.statistics import TokenStatistics
 
 __version__ = "0.1.0"
@@ -37,5 +38,6 @@ __all__ = [
     "pareto_front",
     "plan_budgets",
     "prune",
+    "register_method",
     "token_statistics",
 ]
