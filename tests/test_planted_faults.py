@@ -254,7 +254,7 @@ FAULTS = {
         ("tie by candidate, not by row", "contenders[best] > bound_row", "best > bound_row"),
         ("tie to the highest row", "int(value.argmax())", "len(value) - 1 - int(value[::-1].argmax())"),
     ],
-    (greedy._largest, MAX_MIN): [("bound of the rest", "(float(threshold), int", "(-np.inf, int")],
+    (greedy.largest, MAX_MIN): [("bound of the rest", "(float(threshold), int", "(-np.inf, int")],
     (greedy._distance, MAX_MIN): [("copies apart", "constants.ZERO_DISTANCE", "0")],
     (greedy.max_mean, MAX_MEAN): [
         ("newest pick alone", "total += ", "total = "),

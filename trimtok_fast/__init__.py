@@ -14,7 +14,7 @@ from trimtok_fast.errors import (
     UnsupportedDtypeError,
     UnsupportedModelError,
 )
-from trimtok_fast.library import gather_tokens, greedy_select, pareto_front, token_statistics
+from trimtok_fast.library import dpp_select, gather_tokens, greedy_select, pareto_front, token_statistics
 from trimtok_fast.pipeline import PruneResult, prune
 from trimtok_fast.registry import register_method
 from trimtok_fast.statistics import TokenStatistics
@@ -32,6 +32,7 @@ __all__ = [
     "TrimTokError",
     "UnsupportedDtypeError",
     "UnsupportedModelError",
+    "dpp_select",
     "gather_tokens",
     "greedy_select",
     "kept_counts",
