@@ -160,9 +160,10 @@ def test_zero_tokens_are_nobodys_nearest_and_copies_at_0(block, monkeypatch):
 
 
 def test_divprunes_seed_by_hand():
-    # 3 is farthest from its nearest other, then what is farthest from it
-    tokens = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.6, 1.0], [-1.0, -1.0]])
-    for budget, expected in ((1, [3]), (2, [2, 3]), (3, [0, 2, 3])):
+    # 3 is farthest from its nearest other; then what is farthest from the picks
+    angles = torch.tensor([0.0, 5.0, 10.0, 90.0]).deg2rad()
+    tokens = torch.stack([angles.cos(), angles.sin()], dim=1)
+    for budget, expected in ((1, [3]), (2, [0, 3]), (3, [0, 2, 3])):
         config = tt.PruneConfig(method="divprune", keep_tokens=budget)
         assert tt.prune(tokens, [0, 4], config=config).indices.tolist() == expected
 
