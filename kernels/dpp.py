@@ -14,7 +14,7 @@ are products of a matrix with one vector: memory bounds them, and matrix units d
 operations. What fits the L2 cache is read from there.
 Tokens stand in the order in which ties are broken, so that the lowest place wins. What is left below 1e-5 of
 a token's own r², or 1e-9 of the largest, counts as 0, and a pick with nothing left changes nothing. A token
-without a direction, or that is not finite, has scale 0, and nothing is left of it.
+without a direction, or that is not finite, has scale 0 and r² 0: nothing is left of it, not even NaN.
 Limits: the factor takes 4 m · budget bytes; a segment has at most 2^31 tokens.
 """
 
@@ -108,7 +108,7 @@ def _dpp_kernel(
                 ).to(tl.float32)  # [BLOCK_M, BLOCK_D]
                 picked = tl.load(tokens_ptr + pick_row * stride_tokens_m + at, mask=mask_d, other=0.0)
                 picked = picked.to(tl.float32) * pick_scale
-                products += tl.where(scale[:, None] > 0, x * scale[:, None], 0.0) * picked[None, :]
+                products += (x * scale[:, None]) * picked[None, :]
             count = step - 1
             factor_ptr += tl.load(first_factor_ptr + segment)
             known = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)

@@ -133,16 +133,13 @@ FAULTS = {
     "factor of the first segment": ("factor_ptr += tl.load(first_factor_ptr + segment)", "pass"),
     "row of the factor overwritten": ("count.to(tl.int64) * size + offs_m, column", "offs_m, column"),
     "one row of the factor forgotten": ("mask_t = offs_t < count", "mask_t = offs_t < count - 1"),
-    "bests of this launch": ("((step + 1) % 2)", "(step % 2)"),
-    "highest place": ("(LAST_PLACE - offs_m)", "offs_m"),
     "picked again": ("tl.where(offs_m == place, -1.0, left)", "left"),
     "rounding counts": ("rest > tl.maximum(whole * SPENT_SHARE, largest * SPENT)", "rest > 0"),
     "root forgotten": (" / tl.sqrt_rn(value)", ""),
-    "tokens that are not finite": (
-        "tl.where(scale[:, None] > 0, x * scale[:, None], 0.0)",
-        "(x * scale[:, None])",
+    "a channel past the last": (
+        "mask_m[:, None] & mask_d[None, :]",
+        "mask_m[:, None] & (offs_d <= D)[None, :]",
     ),
-    "channels past the last": ("mask=mask_m[:, None] & mask_d[None, :]", "mask=mask_m[:, None]"),
     "stride of the channels": ("offs_d.to(tl.int64) * stride_tokens_d", "offs_d.to(tl.int64)"),
     "places for rows": (
         "tl.store(indices_ptr + out + step - 1, pick_row)",

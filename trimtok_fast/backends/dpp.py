@@ -18,8 +18,10 @@ from torch import Tensor
 
 from trimtok_fast import statistics as constants
 from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, to_device, to_host
-from trimtok_fast.backends.greedy import WORKING_SET, largest
+from trimtok_fast.backends.greedy import largest
 
+#: A round brings this many times its candidates up to date.
+WORKING_SET = 6
 #: The value of what is picked: what is left of a token is never below 0.
 PICKED = -1.0
 
