@@ -93,6 +93,85 @@ def coverage(kind: str, count: int, width: int, budget: int, device: str) -> Cas
     )
 
 
+def divprune(kind: str, count: int, width: int, seeded: bool, device: str) -> Case:
+    """DivPrune against a plain transcription of its rule, with the first pick to be found, or given."""
+    tokens = make_tokens(kind, count, width).to(device)
+    budget, config = round(0.2 * count), tt.PruneConfig(method="divprune")
+    first = contenders.isolated_token(tokens)
+
+    def given() -> torch.Tensor:
+        return tt.greedy_select(tokens, [0, count], [budget], objective="max_min", seeds=[first])[0]
+
+    def whole() -> torch.Tensor:
+        return tt.prune(tokens, [0, count], config=config).indices
+
+    def rule() -> torch.Tensor:
+        seed = first if seeded else contenders.isolated_token(tokens)
+        return contenders.divprune_rule(tokens, budget, seed)
+
+    def check() -> None:
+        assert_greedy(tokens, given(), "max_min", TOLERANCE[torch.float32], 1)
+        assert set(whole().tolist()) == set(given().tolist()), "the seeds differ"
+
+    return Case(
+        f"divprune{', its seed given' if seeded else ''}, {kind}, {count} x {width}, {budget} picks",
+        given if seeded else whole,
+        {"DivPrune's rule": rule},
+        check,
+        at_least={"DivPrune's rule": 15 if seeded else 5},
+    )
+
+
+def trimtokenator(kind: str, count: int, width: int, device: str) -> Case:
+    """TrimTokenator against its two steps with full matrices."""
+    tokens = make_tokens(kind, count, width).to(device)
+    text = make_tokens("noise", 64, width, seed=1).to(device)
+    budget, config = round(0.2 * count), tt.PruneConfig(method="trimtokenator")
+
+    def ours() -> torch.Tensor:
+        return tt.prune(tokens, [0, count], text=text, config=config).indices
+
+    def check() -> None:
+        near = (tokens.double() - text.double().mean(0)).norm(dim=1).argsort()[: round(0.8 * count)]
+        near = near.sort().values
+        picks = tt.greedy_select(tokens, [0, len(near)], [budget], objective="max_mean", rows=near)[0]
+        assert set(ours().tolist()) == set(picks.tolist())
+        assert certify(tokens, picks, objective="max_mean", rows=near).regret <= TOLERANCE[torch.float32]
+
+    return Case(
+        f"trimtokenator, {kind}, {count} x {width}, {budget} picks",
+        ours,
+        {"full matrices": lambda: contenders.trimtokenator_rule(tokens, text, budget)},
+        check,
+        at_least={"full matrices": 1},
+    )
+
+
+def cdpruner(kind: str, count: int, width: int, device: str) -> Case:
+    """The determinantal greedy against its published loop, with the relevances of one text."""
+    tokens = make_tokens(kind, count, width).to(device)
+    text = make_tokens("noise", 1, width, seed=3).to(device)
+    cosine = torch.nn.functional.normalize(tokens) @ torch.nn.functional.normalize(text)[0]
+    relevance = (cosine - cosine.min()) / (cosine.max() - cosine.min())
+    budget = round(0.2 * count)
+
+    def ours() -> torch.Tensor:
+        return tt.dpp_select(tokens, [0, count], [budget], relevance=relevance)[0]
+
+    def check() -> None:
+        # Near ties may fall either way, and some of the last picks with them.
+        theirs = contenders.dpp_loop(tokens, relevance, budget)
+        assert len(set(ours().tolist()) & set(theirs.tolist())) >= 0.99 * budget
+
+    return Case(
+        f"cdpruner, {kind}, {count} x {width}, {budget} picks",
+        ours,
+        {"published loop": lambda: contenders.dpp_loop(tokens, relevance, budget)},
+        check,
+        at_least={"published loop": 1.2},
+    )
+
+
 def statistics(images: int, size: int, width: int, device: str) -> Case:
     """Diversity of every image against the pairwise matrix; a preallocated copy shows what one pass costs."""
     tokens = make_tokens("clusters", images * size, width, dtype=torch.bfloat16).to(device)
@@ -170,4 +249,8 @@ def all_cases(quick: bool, device: str) -> Iterator[Case]:
         yield max_min(kind, 8192 // scale, 1024, 1640 // scale, device)
         yield max_min(kind, 1024, 1024, 205, device)
         yield coverage(kind, 4096 // scale, 1024, 819 // scale, device)
+        for seeded in (False, True):
+            yield divprune(kind, 4096 // scale, 1024, seeded, device)
+        yield trimtokenator(kind, 4096 // scale, 1024, device)
+        yield cdpruner(kind, 2048 // scale, 1024, device)
     yield statistics(32 // scale, 576, 3584, device)

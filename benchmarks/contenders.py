@@ -54,6 +54,50 @@ def divprune_rule(tokens: Tensor, count: int, first: int) -> Tensor:
     return picks
 
 
+def isolated_token(tokens: Tensor) -> int:
+    """DivPrune's first pick, from the whole matrix: the largest distance to the nearest other."""
+    unit = normalize(tokens)
+    distance = 1 - unit @ unit.T
+    return int(distance.fill_diagonal_(torch.inf).amin(1).argmax())
+
+
+def max_mean_matrix(tokens: Tensor, count: int) -> Tensor:
+    """The whole matrix of distances, then one row per pick added to a running sum."""
+    unit = normalize(tokens)
+    distance = 1 - unit @ unit.T
+    total = torch.zeros(len(unit), device=unit.device)
+    picks = torch.empty(count, dtype=torch.int64, device=unit.device)
+    picks[0] = (unit @ unit.sum(0)).argmax()
+    for step in range(1, count):
+        total += distance[picks[step - 1]]
+        total[picks[step - 1]] = -torch.inf
+        picks[step] = total.argmax()
+    return picks
+
+
+def trimtokenator_rule(tokens: Tensor, text: Tensor, count: int) -> Tensor:
+    """TrimTokenator's two steps: all distances to the text, then max-mean over a whole matrix."""
+    near = torch.cdist(tokens, text).square().mean(1).argsort()[: max(int(0.8 * len(tokens) + 0.5), count)]
+    near = near.sort().values
+    return near[max_mean_matrix(tokens[near], count)]
+
+
+def dpp_loop(tokens: Tensor, relevance: Tensor, count: int) -> Tensor:
+    """The fast greedy MAP loop as published: the whole kernel, and a product with all earlier rows a pick."""
+    unit = normalize(tokens)
+    kernel = relevance[:, None] * (unit @ unit.T) * relevance
+    rows = torch.zeros(count, len(unit), device=unit.device)
+    left = kernel.diagonal().clone()
+    picks = torch.empty(count, dtype=torch.int64, device=unit.device)
+    for step in range(count):
+        pick = left.argmax()
+        picks[step] = pick
+        rows[step] = (kernel[pick] - rows[:step, pick] @ rows[:step]) / left[pick].sqrt()
+        left -= rows[step].square()
+        left[pick] = -torch.inf
+    return picks
+
+
 def apricot_facility_location(tokens: Tensor, count: int) -> Tensor:
     """Apricot's facility location on the clamped cosine matrix, by its lazy greedy."""
     from apricot import FacilityLocationSelection

@@ -198,22 +198,6 @@ def test_scores_follow_their_definitions(chelsea, classifier):
     assert score.divergence > 0
 
 
-def test_divprune_starts_at_the_loneliest_token_and_goes_far():
-    angles = torch.tensor([0.0, 5.0, 10.0, 90.0]).deg2rad()
-    tokens = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert comparison.keep_by_divprune(tokens, 1).tolist() == [3]
-    assert comparison.keep_by_divprune(tokens, 2).tolist() == [0, 3]
-    assert comparison.keep_by_divprune(tokens, 3).tolist() == [0, 2, 3]
-
-
-def test_controls_keep_the_budget():
-    assert comparison.keep_uniformly(10, 4).tolist() == [0, 2, 5, 7]
-    first, again, other = (comparison.keep_at_random(1000, 50, seed) for seed in (3, 3, 4))
-    assert first.equal(again)
-    assert not first.equal(other)
-    assert len(first.unique()) == 50
-
-
 def test_every_method_keeps_the_same_number_and_the_stages_agree_with_the_plan(result):
     assert set(METHODS) < set(result.selections)
     assert {sum(selection.kept) for selection in result.selections.values()} == {result.budget}

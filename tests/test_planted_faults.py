@@ -254,7 +254,7 @@ FAULTS = {
         ("tie by candidate, not by row", "contenders[best] > bound_row", "best > bound_row"),
         ("tie to the highest row", "int(value.argmax())", "len(value) - 1 - int(value[::-1].argmax())"),
     ],
-    (greedy._largest, MAX_MIN): [("bound of the rest", "(float(threshold), int", "(-np.inf, int")],
+    (greedy.largest, MAX_MIN): [("bound of the rest", "(float(threshold), int", "(-np.inf, int")],
     (greedy._distance, MAX_MIN): [("copies apart", "constants.ZERO_DISTANCE", "0")],
     (greedy.max_mean, MAX_MEAN): [
         ("newest pick alone", "total += ", "total = "),
@@ -308,9 +308,11 @@ FAULTS = {
         ),
     ],
     (pipeline._stage_2, prune): [
-        ("distance of the batch", "largest[sample], dis", "largest.max(), dis"),
-        ("anchors at the smallest distance", '"amax"', '"amin"'),
         ("origin ignored", "origin=statistics.origin", "origin=None"),
+    ],
+    (pipeline._finite, prune): [
+        ("distance of the batch", "largest[sample], value", "largest.max(), value"),
+        ("anchors at the smallest distance", '"amax"', '"amin"'),
     ],
     (pipeline._select, prune): [
         ("anchors not protected", "pad(front, (0, 1)).scatter(0, at, ranks)[:-1]", "front * 0"),

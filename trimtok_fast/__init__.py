@@ -16,8 +16,9 @@ from trimtok_fast.errors import (
     UnsupportedDtypeError,
     UnsupportedModelError,
 )
-from trimtok_fast.library import gather_tokens, greedy_select, pareto_front, token_statistics
+from trimtok_fast.library import dpp_select, gather_tokens, greedy_select, pareto_front, token_statistics
 from trimtok_fast.pipeline import PruneResult, prune
+from trimtok_fast.registry import register_method
 from trimtok_fast.statistics import TokenStatistics
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "TrimTokError",
     "UnsupportedDtypeError",
     "UnsupportedModelError",
+    "dpp_select",
     "gather_tokens",
     "greedy_select",
     "is_patched",
@@ -46,6 +48,7 @@ __all__ = [
     "patched",
     "plan_budgets",
     "prune",
+    "register_method",
     "token_statistics",
     "unpatch",
 ]

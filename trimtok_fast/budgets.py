@@ -87,6 +87,18 @@ def _kept(lengths: tuple[int, ...], config: PruneConfig, sample: int) -> int:
     return kept
 
 
+def plan_of_one_stage(
+    kept: list[int], images: Segments, samples: Segments, device: torch.device
+) -> BudgetPlan:
+    """The plan of a method without stages: all tokens are there at first, and the pool is what is kept."""
+    return BudgetPlan(
+        keep=integers_on(device, tuple(kept)).clone(),
+        survivors=integers_on(device, samples.of(images).lengths).clone(),
+        pool=integers_on(device, tuple(kept)).clone(),
+        image_budgets=integers_on(device, images.lengths).clone(),
+    )
+
+
 def pools_at_most(kept: list[int], sizes: tuple[int, ...], config: PruneConfig) -> list[int]:
     """An upper bound of each sample's pool, from shapes alone: P, were all tokens to survive stage 1."""
     return [
@@ -122,6 +134,7 @@ def plan_budgets(
         UnsupportedDtypeError: boundaries that are not integers, not statistics, or not a config.
 
     Note:
+        These are the budgets of the two stages; a `config.method` of one stage goes by `kept_counts` alone.
         Computed in fp64. With boundaries given on the host nothing waits for a GPU.
 
     Source:

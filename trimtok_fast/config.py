@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
+from trimtok_fast.registry import TWO_STAGES, method_names
 
 Objective = Literal["coverage", "max_min", "max_mean"]
 OBJECTIVES: tuple[Objective, ...] = ("coverage", "max_min", "max_mean")
@@ -40,13 +41,18 @@ class PruneConfig:
         workspace_bytes: bound on the directions and similarities that are stored at a time; larger segments
             go block by block and compute them again.
         check_finite: refuse NaN, infinities and norms above 1e18, which count as zero tokens otherwise.
+        method: who chooses: `"trimtokenator-lc"`, `"trimtokenator"`, `"divprune"`, `"cdpruner"`, `"random"`,
+            `"uniform"`, or one of your own (`register_method`). The others have one stage and are what their
+            papers say: they know neither pools nor objectives, take directions about 0, and
+            `min_tokens_per_image` raises what they keep in all but fills no image up.
+        seed: of `"random"`.
 
     Raises:
         InvalidInputError: a value is outside its range, or both `keep_ratio` and `keep_tokens` are given.
         UnsupportedDtypeError: a value has the wrong type.
 
     Source:
-        METHOD §2–§4; the defaults are ours.
+        METHOD §2–§4, §6; the defaults are ours.
 
     Example:
         >>> PruneConfig(keep_tokens=512).keep_ratio is None
@@ -64,6 +70,8 @@ class PruneConfig:
     candidates: int = 128
     workspace_bytes: int = 512 * 2**20
     check_finite: bool = True
+    method: str = TWO_STAGES
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and self.keep_tokens is not None:
@@ -92,6 +100,8 @@ class PruneConfig:
         self._set("candidates", check_integer("candidates", self.candidates, minimum=1))
         self._set("workspace_bytes", check_integer("workspace_bytes", self.workspace_bytes, minimum=0))
         check_flag("check_finite", self.check_finite)
+        check_name("method", self.method, method_names())
+        self._set("seed", check_integer("seed", self.seed, minimum=0))
 
     def _set(self, name: str, value: float | int) -> None:
         # Plain numbers: numpy's overflow in their width, fractions fail beside tensors, JSON knows neither.

@@ -1,4 +1,4 @@
-"""The four ops as torch knows them: opaque under `torch.compile`, plain functions elsewhere.
+"""The five ops as torch knows them: opaque under `torch.compile`, plain functions elsewhere.
 
 The body of an op is the function in `ops`, checks included, so that compiled code raises the same errors when
 it runs. In eager mode the function is called as it is: the boundary of an op costs more than a small kernel.
@@ -205,6 +205,66 @@ def greedy_select(
         total,
         candidates,
         workspace_bytes,
+        backend,
+    )
+
+
+_DPP = (
+    "(Tensor tokens, Tensor cu_segments, Tensor budgets, Tensor? relevance, Tensor? inverse_norm,"
+    " SymInt? total, int candidates, str backend) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("trimtok_fast::dpp_select", mutates_args=(), schema=_DPP)
+def _dpp_op(
+    tokens: Tensor,
+    cu_segments: Tensor,
+    budgets: Tensor,
+    relevance: Tensor | None,
+    inverse_norm: Tensor | None,
+    total: int | None,
+    candidates: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return ops.dpp_select(
+        tokens,
+        cu_segments,
+        budgets,
+        relevance=relevance,
+        inverse_norm=inverse_norm,
+        candidates=candidates,
+        backend=backend,
+    )
+
+
+@_dpp_op.register_fake
+def _(tokens: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    total = arguments[4]
+    if total is None:  # only the values of the budgets tell
+        total = torch.library.get_ctx().new_dynamic_size()
+    return tokens.new_empty(total, dtype=torch.int64), tokens.new_empty(total, dtype=torch.float32)
+
+
+@_when_compiling(ops.dpp_select)
+def dpp_select(
+    tokens: Tensor,
+    cu_segments: Boundaries,
+    budgets: Tensor | Sequence[int],
+    *,
+    relevance: Tensor | None = None,
+    inverse_norm: Tensor | None = None,
+    candidates: int = 128,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Of known size where the budgets are on the host."""
+    return _dpp_op(
+        tokens.detach(),
+        _integers(cu_segments),
+        _integers(budgets),
+        None if relevance is None else relevance.detach(),
+        None if inverse_norm is None else inverse_norm.detach(),
+        None if isinstance(budgets, Tensor) else sum(budgets),
+        candidates,
         backend,
     )
 

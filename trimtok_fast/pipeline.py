@@ -1,4 +1,4 @@
-"""`prune`: statistics, budgets, stage 1, stage 2, Pareto selection."""
+"""`prune`: statistics, budgets, stage 1, stage 2, Pareto selection; or another method's picks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.profiler import record_function
 
-from trimtok_fast.budgets import BudgetPlan, check_plan, kept_of, plan_of, pools_at_most
+from trimtok_fast.budgets import BudgetPlan, check_plan, kept_of, plan_of, plan_of_one_stage, pools_at_most
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError
 from trimtok_fast.library import gather_tokens
+from trimtok_fast.methods import Batch
 from trimtok_fast.ops import choose_backend, exact, no_seeds, rank, select
+from trimtok_fast.registry import METHODS, TWO_STAGES
 from trimtok_fast.segments import Boundaries, Segments, cumulative, integers_on, parse_images
 from trimtok_fast.statistics import TokenStatistics
-from trimtok_fast.validation import check_text, check_tokens
+from trimtok_fast.validation import check_text, check_tokens, describe
 
 #: Values of `PruneResult.stage`.
 STAGE_1, STAGE_2, PARETO, KEPT = range(4)
@@ -31,14 +33,16 @@ class PruneResult:
         indices: int64 [K], rows of `tokens` that stay, ascending.
         cu_tokens: int64 [n + 1], the kept tokens' image boundaries.
         statistics: the `TokenStatistics` behind the budgets.
-        plan: the `BudgetPlan`.
+        plan: the `BudgetPlan`. A method of one stage has all tokens for survivors and what it keeps for pool.
         distance: [K] δ, how far each kept token was from the pool when it went in (its gain with
-            `pool_objective="coverage"`); anchors report the largest finite one of their sample.
+            `pool_objective="coverage"`); anchors report the largest finite one of their sample. Of another
+            method, each token's value when it was picked, likewise; NaN where a method has none.
         alignment: [K] cosine to the text, NaN in samples without text; `None` without any text.
-        front: int64 [K] Pareto front, -1 for an anchor or in a sample without text; `None` without any text.
+        front: int64 [K] Pareto front, -1 for an anchor, in a sample without text, or with a method without
+            fronts; `None` without any text.
         stage: int8 [M], how far each token came: 0 dropped inside its image (stage 1), 1 dropped across
             images (stage 2's pool), 2 dropped by the Pareto selection (by the order of the pool, in a sample
-            without text), 3 kept.
+            without text), 3 kept. A method of one stage drops in 1.
     """
 
     indices: Tensor
@@ -82,7 +86,7 @@ def prune(
         text: the text tokens' input embeddings [t, d], or `None`.
         cu_text: text boundaries [s + 1]; a sample may have no text. Required with text and several samples.
         config: how much to keep and by which rules; `None` is `PruneConfig()`, a fifth.
-        plan: budgets to use instead of `plan_budgets`' own.
+        plan: budgets to use instead of `plan_budgets`' own; a method of one stage goes by its `keep`.
         backend: `"auto"`, `"reference"`, `"torch"` or `"triton"`.
 
     Returns:
@@ -90,18 +94,20 @@ def prune(
 
     Raises:
         InvalidInputError: shapes, boundaries, devices, names or a plan that do not fit; with
-            `config.check_finite`, a token or text token with NaN, an infinity or a norm above 1e18.
+            `config.check_finite`, a token or text token with NaN, an infinity or a norm above 1e18, or a
+            registered method that picks what it must not.
         UnsupportedDtypeError: tensors, boundaries, a config or a plan of another type.
         BackendUnavailableError: a backend named that cannot run.
 
     Note:
         Every sample's result is bit for bit what it is alone, for one number of torch threads. The stages run
         under `torch.profiler.record_function` ranges named `trimtok::statistics`, `trimtok::budgets`,
-        `trimtok::stage1`, `trimtok::stage2`, `trimtok::pareto`.
+        `trimtok::stage1`, `trimtok::stage2`, `trimtok::pareto`; those of other methods are
+        `trimtok::statistics` and `trimtok::select`.
 
     Source:
         TrimTokenator-LC, arXiv 2512.22748: a re-implementation of the published outline; D_intra as
-        published, the other formulas ours (METHOD).
+        published, the other formulas ours (METHOD). The other methods: METHOD §6, and each one's docstring.
 
     Example:
         >>> import torch
@@ -116,6 +122,9 @@ def prune(
     run = choose_backend(backend, tokens)
     if plan is not None:
         check_plan(plan, images, samples, config, tokens.device)
+    if config.method != TWO_STAGES:
+        kept = kept_of(images, samples, config) if plan is None else plan.keep.tolist()
+        return _by_method(tokens, images, samples, words, cu_words, config, kept, backend)
 
     with exact(tokens):
         with record_function("trimtok::statistics"):
@@ -167,6 +176,79 @@ def prune(
         front=None if alignment is None else front[places],
         stage=stage[:-1],
     )
+
+
+def _by_method(
+    tokens: Tensor,
+    images: Segments,
+    samples: Segments,
+    text: Tensor | None,
+    cu_text: Segments | None,
+    config: PruneConfig,
+    kept: list[int],
+    backend: str,
+) -> PruneResult:
+    """`prune` by a method of one stage."""
+    method = METHODS[config.method]
+    run, device = choose_backend(backend, tokens), tokens.device
+    spans = samples.of(images)
+    with exact(tokens):
+        with record_function("trimtok::statistics"):
+            statistics = run.token_statistics(
+                tokens, images, samples, text, cu_text, center=method.center or config.center
+            )
+            if config.check_finite:
+                _check_finite(statistics.inverse_norm, text)
+        batch = Batch(tokens, images, spans, tuple(kept), text, cu_text, statistics, config, backend)
+        with record_function("trimtok::select"):
+            picks = method.select(batch)
+            rows, value = picks if isinstance(picks, tuple) else (picks, None)
+            _check_picks(config.method, rows, value, spans, kept, config.check_finite)
+        if value is None:
+            distance = torch.full((len(rows),), torch.nan, device=device)
+        else:
+            distance = _finite(value, cumulative(kept).owner(device), len(kept))
+
+    indices, by_row = rows.sort()
+    stage = torch.full((len(tokens),), STAGE_2, dtype=torch.int8, device=device)
+    alignment = statistics.alignment
+    return PruneResult(
+        indices=indices,
+        cu_tokens=torch.searchsorted(indices, images.tensor(device)),
+        statistics=statistics,
+        plan=plan_of_one_stage(kept, images, samples, device),
+        distance=distance[by_row],
+        alignment=None if alignment is None else alignment[indices],
+        front=None if alignment is None else torch.full_like(indices, -1),
+        stage=stage.index_fill_(0, indices, KEPT),
+    )
+
+
+def _check_picks(
+    method: str, rows: Tensor, value: Tensor | None, spans: Segments, kept: list[int], read: bool
+) -> None:
+    """Raise unless a method's picks are what `prune` promises; their values are read only if asked for."""
+    wanted = (
+        f"{sum(kept)} rows of the tokens from method {method!r}, each once, {kept} of the samples in turn"
+    )
+    remedy = "Mend the method."
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.shape != (sum(kept),):
+        raise InvalidInputError("method", wanted, describe(rows), remedy)
+    if value is not None and value.shape != rows.shape:
+        raise InvalidInputError("method", f"{len(rows)} values", describe(value), remedy)
+    if not read:
+        return
+    place = torch.searchsorted(spans.tensor(rows.device), rows, right=True) - 1
+    twice = rows.sort().values.diff() == 0
+    if bool(twice.any()) or not torch.equal(place, cumulative(kept).owner(rows.device)):
+        raise InvalidInputError("method", wanted, "others", remedy)
+
+
+def _finite(value: Tensor, sample: Tensor, samples: int) -> Tensor:
+    """Infinite values, those of first picks, as the largest finite one of their sample; 0 without any."""
+    finite = value.masked_fill(~value.isfinite(), 0)
+    largest = finite.new_zeros(samples).scatter_reduce(0, sample, finite, "amax")
+    return torch.where(value.isinf(), largest[sample], value)
 
 
 def _check_finite(inverse_norm: Tensor, text: Tensor | None) -> None:
@@ -267,9 +349,7 @@ def _stage_2(
         workspace_bytes=config.workspace_bytes,
     )
     sample = _owner(pad(plan.pool.cumsum(0), (1, 0)), len(order)).clamp(max=len(plan.pool) - 1)
-    finite = distance.masked_fill(~distance.isfinite(), 0)
-    largest = finite.new_zeros(len(plan.pool)).scatter_reduce(0, sample, finite, "amax")
-    return order, torch.where(distance.isinf(), largest[sample], distance)
+    return order, _finite(distance, sample, len(plan.pool))
 
 
 def _select(

@@ -19,6 +19,10 @@ ZERO_DIVERSITY = 1e-5
 ZERO_SUM = 1e-6
 #: Two directions closer than this are duplicates.
 ZERO_DISTANCE = 1e-6
+#: What is left of a token outside the span of the picks is rounding below this share of its own r²,
+SPENT_SHARE = 1e-5
+#: and nothing below this share of the largest r² of its segment (METHOD §6, CDPruner).
+SPENT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)

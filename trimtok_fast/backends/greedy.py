@@ -183,7 +183,7 @@ def max_min(
     # Where half of the segment would be in the working set, all of it may as well: no rows to copy out.
     size = WORKING_SET * candidates if 2 * WORKING_SET * candidates < len(value) else len(value)
     while len(picks) < budget:
-        working, outside = _largest(value, size)
+        working, outside = largest(value, size)
         if len(working) == len(value):
             refresh(slice(0, len(value)), directions[slice(0, len(value))])
         else:  # those that lack the most picks together
@@ -195,7 +195,7 @@ def max_min(
         working = working[value[working] >= outside[0]]
         if len(working) == 0:
             continue
-        chosen, beaten = _largest(value[working], candidates)
+        chosen, beaten = largest(value[working], candidates)
         contenders = working[chosen]
         if beaten[1] >= 0:
             outside = max(
@@ -215,7 +215,7 @@ def max_min(
     return picks, gains
 
 
-def _largest(value: Array, count: int) -> tuple[Array, tuple[float, int]]:
+def largest(value: Array, count: int) -> tuple[Array, tuple[float, int]]:
     """Where the `count` largest values stand, ascending, ties to the lowest; and the largest of the rest."""
     if count >= len(value):
         return np.arange(len(value)), (-np.inf, -1)

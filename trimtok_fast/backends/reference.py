@@ -194,6 +194,45 @@ def _opening(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tu
     return picks, [float("inf")] * len(picks)
 
 
+def dpp_select(
+    tokens: Tensor,
+    segments: Segments,
+    budgets: list[int],
+    *,
+    relevance: Tensor | None,
+    inverse_norm: Tensor | None,
+    candidates: int,
+) -> tuple[Tensor, Tensor]:
+    """METHOD §6: what is left of r_i û_i without its part in the span of the picks, pick by pick."""
+    del candidates
+    picks, gains = [], []
+    for segment, budget in zip(segments, budgets, strict=True):
+        x, _ = usable(tokens[segment])
+        given = None if inverse_norm is None else inverse_norm[segment].double().nan_to_num(nan=0.0)
+        unit = directions_about(x, None, inverse_norm_about(x, None) if given is None else given)
+        weight = unit.new_ones(len(x)) if relevance is None else relevance[segment].double()
+        weight = torch.where(weight > 0, weight, 0)  # NaN is not
+        # ties go to the larger r, then to the lowest row
+        order = weight.argsort(descending=True, stable=True)
+        left = (unit * weight[:, None])[order]
+        whole = torch.where(unit.norm(dim=1) > 0, weight.square(), 0)[order]
+        largest = max(whole.tolist(), default=0.0)
+        spent = (whole * constants.SPENT_SHARE).clamp(min=constants.SPENT * largest)
+        value = whole
+        own: list[int] = []
+        while len(own) < budget:
+            value = torch.where(value > spent, value, 0)
+            value[own] = -1
+            own.append(int(value.argmax()))
+            gains.append(float(value[own[-1]]))
+            if gains[-1] > 0:
+                new = left[own[-1]] / left[own[-1]].norm()
+                part = left @ new
+                left, value = left - part[:, None] * new, value - part.square()
+        picks.append(order[own] + segment.start)
+    return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=tokens.device)
+
+
 def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments) -> Tensor:
     """Peel the non-dominated tokens off, front by front."""
     ranks = torch.zeros(segments.end, dtype=torch.int64, device=diversity.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trimtok_fast import statistics as constants
 from trimtok_fast.backends.directions import BLOCK_ROWS, Directions, compute_dtype, inverse_of, to_host
+from trimtok_fast.backends.dpp import dpp
 from trimtok_fast.backends.greedy import coverage, max_mean, max_min
 from trimtok_fast.segments import Segments
 from trimtok_fast.statistics import TokenStatistics
@@ -176,6 +177,36 @@ def greedy_select(
             order, gain = max_min(directions, budget, start, candidates)
         else:
             order, gain = max_mean(directions, budget, start, workspace_bytes)
+        picks.append(own[torch.tensor(order, dtype=torch.int64, device=device)])
+        gains += gain
+    return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=device)
+
+
+def dpp_select(
+    tokens: Tensor,
+    segments: Segments,
+    budgets: list[int],
+    *,
+    relevance: Tensor | None,
+    inverse_norm: Tensor | None,
+    candidates: int,
+) -> tuple[Tensor, Tensor]:
+    """Every segment's greedy, one after the other."""
+    device = tokens.device
+    picks, gains = [tokens.new_empty(0, dtype=torch.int64)], []
+    for segment, budget in zip(segments, budgets, strict=True):
+        if budget == 0:
+            continue
+        own = torch.arange(segment.start, segment.stop, device=device)
+        weight = torch.ones(len(own), dtype=compute_dtype(tokens), device=device)
+        if relevance is not None:
+            weight = torch.where(relevance[segment] > 0, relevance[segment], 0).to(weight.dtype)
+            # ties go to the larger r, then to the lowest row
+            weight, by_weight = weight.sort(descending=True, stable=True)
+            own = own[by_weight]
+        vectors = Directions(tokens, own, None, inverse_norm, 0)
+        vectors.inverse_norm = vectors.inverse_norm * weight
+        order, gain = dpp(vectors, weight, budget, candidates)
         picks.append(own[torch.tensor(order, dtype=torch.int64, device=device)])
         gains += gain
     return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=device)

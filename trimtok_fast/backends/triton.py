@@ -1,4 +1,4 @@
-"""The four ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
+"""The five ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
 
 Boundaries that are known on the host size the launches; those of `pareto_front` may be on the device, unread.
 """
@@ -15,10 +15,11 @@ from torch import Tensor
 from trimtok_fast.backends.torch import gather_gradient
 from trimtok_fast.backends.triton_greedy import form_of, largest_stored, select_stored
 from trimtok_fast.backends.triton_rounds import select_in_rounds
+from trimtok_fast.kernels.dpp import dpp_launch, tile_count
 from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
 from trimtok_fast.kernels.pareto import pareto_launch
 from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launch
-from trimtok_fast.segments import Segments, integers_on
+from trimtok_fast.segments import Segments, cumulative, integers_on
 from trimtok_fast.statistics import TokenStatistics
 
 #: Boundaries and budgets may stay on the device.
@@ -30,6 +31,7 @@ __all__ = [
     "INTERPRETED",
     "MAX_WIDTH",
     "ON_HOST",
+    "dpp_select",
     "gather_tokens",
     "greedy_select",
     "pareto_front",
@@ -156,6 +158,54 @@ def greedy_select(
             )
             large = picks >= 0
             indices, gain = torch.where(large, picks, indices), torch.where(large, distance, gain)
+    return indices, gain
+
+
+def dpp_select(
+    tokens: Tensor,
+    segments: Segments,
+    budgets: list[int],
+    *,
+    relevance: Tensor | None,
+    inverse_norm: Tensor | None,
+    candidates: int,
+) -> tuple[Tensor, Tensor]:
+    """All segments' greedy at once, a launch a pick; `candidates` are for backends that go in rounds."""
+    device, count = tokens.device, len(tokens)
+    indices = tokens.new_empty(sum(budgets), dtype=torch.int64)
+    gain = tokens.new_empty(sum(budgets), dtype=torch.float32)
+    if len(indices) == 0:
+        return indices, gain
+    if inverse_norm is None:
+        one = Segments((0, count)), Segments((0, 1))
+        inverse_norm = token_statistics(tokens, *one, None, None, center="none").inverse_norm
+    present = inverse_norm > 0
+    weight = torch.ones_like(gain[:1]).expand(count) if relevance is None else relevance.float()
+    weight = torch.where(weight > 0, weight, 0)
+    # Ties go to the larger r, then to the lowest row.
+    rows = weight.argsort(descending=True, stable=True)
+    rows = rows[segments.owner(device)[rows].argsort(stable=True)]
+    tiles = cumulative([tile_count(size) for size in segments.lengths])
+    factors = cumulative([m * b for m, b in zip(segments.lengths, budgets, strict=True)])
+    with torch.cuda.device_of(tokens):
+        dpp_launch(
+            indices,
+            gain,
+            left=tokens.new_empty(count, dtype=torch.float32),
+            factor=tokens.new_empty(factors.end, dtype=torch.float32),
+            best=tokens.new_empty(2, tiles.end, dtype=torch.int64),
+            tokens=tokens,
+            rows=rows,
+            scale=torch.where(present, weight * inverse_norm.float(), 0)[rows],
+            whole=torch.where(present, weight.square(), 0)[rows],
+            cu_segments=segments.tensor(device),
+            budgets=integers_on(device, tuple(budgets)),
+            first_pick=cumulative(budgets).tensor(device),
+            first_tile=tiles.tensor(device),
+            first_factor=factors.tensor(device),
+            largest_size=max(segments.lengths),
+            largest_budget=max(budgets),
+        )
     return indices, gain
 
 

@@ -1,4 +1,4 @@
-"""Other ways to keep as many tokens, and what each of them loses."""
+"""What is lost by keeping some tokens only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from trimtok_fast.demo.classifier import TOKENS_PER_PICTURE, Classifier
-from trimtok_fast.ops import greedy_select
 
 #: How many of the tokens that speak most for the queried class are looked for among the kept ones.
 NEEDLES = 20
@@ -35,36 +34,6 @@ class Score:
     same_answer: int
     recall: float | None
     emptied: int
-
-
-def keep_at_random(token_count: int, budget: int, seed: int) -> Tensor:
-    """Rows drawn without replacement, int64 [budget], ascending."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(token_count, generator=generator)[:budget].sort().values
-
-
-def keep_uniformly(token_count: int, budget: int) -> Tensor:
-    """Every (token_count / budget)-th row, int64 [budget], ascending."""
-    return torch.arange(budget) * token_count // budget
-
-
-def keep_by_divprune(tokens: Tensor, budget: int, backend: str = "auto") -> Tensor:
-    """DivPrune's rule: max-min over all tokens at once, int64 [budget], ascending.
-
-    The first pick is the token with the largest distance to its nearest other; images and text play no part.
-
-    Source:
-        DivPrune (CVPR 2025, arXiv 2503.02175), written from the paper; METHOD §6.
-    """
-    indices, _ = greedy_select(
-        tokens,
-        [0, len(tokens)],
-        [budget],
-        objective="max_min",
-        seeds=_distance_to_nearest_other(tokens).argmax().view(1),
-        backend=backend,
-    )
-    return indices.sort().values.cpu()
 
 
 def score(tokens: Tensor, kept: Tensor, classifier: Classifier, label: int | None = None) -> Score:
@@ -103,14 +72,3 @@ def _distance_to_kept(tokens: Tensor, kept: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(tokens, dim=1)
     nearest = torch.cat([(rows @ unit[kept].T).amax(1) for rows in unit.split(BLOCK)])
     return (1 - nearest).clamp(min=0)[unit.any(1)]
-
-
-def _distance_to_nearest_other(tokens: Tensor) -> Tensor:
-    """Cosine distance of each token to the nearest other one, [M]."""
-    unit = torch.nn.functional.normalize(tokens, dim=1)
-    nearest = []
-    for start in range(0, len(unit), BLOCK):
-        similarity = unit[start : start + BLOCK] @ unit.T
-        similarity.diagonal(start).fill_(-torch.inf)
-        nearest.append(similarity.amax(1))
-    return 1 - torch.cat(nearest)

@@ -46,7 +46,7 @@ class Options:
         query: an ImageNet class by name, or `None` to prune without text.
         config: how much to keep.
         method: the method that is shown first.
-        backend: of `prune` and of DivPrune's rule.
+        backend: of `prune`.
         seed: of the random selection.
     """
 
@@ -134,7 +134,7 @@ def run_demo(pictures: Sequence[Picture], options: Options, progress: Progress) 
     if label is not None:
         options = replace(options, query=class_names()[label])
     boundaries = [index * TOKENS_PER_PICTURE for index in range(len(pictures) + 1)]
-    [budget] = kept_counts(boundaries, config=options.config)  # an impossible one is refused before any work
+    kept_counts(boundaries, config=options.config)  # an impossible one is refused before any work
     device = "cuda" if torch.cuda.is_available() and options.backend != "reference" else "cpu"
     choose_backend(options.backend, torch.empty(0, device=device))  # and so is a backend that cannot run
     classifier = Classifier()
@@ -143,7 +143,7 @@ def run_demo(pictures: Sequence[Picture], options: Options, progress: Progress) 
     tokens = torch.cat([classifier.tokens(picture.image) for picture in waiting])
     token_seconds = time.perf_counter() - started
 
-    sample = _Sample(tokens.to(device), boundaries, budget, options)
+    sample = _Sample(tokens.to(device), boundaries, options)
     text = None if label is None else classifier.query(label).to(device)
     task = progress.add_task("pruning", total=None)
     pruned, seconds = _timed(lambda: sample.prune(text), device)
@@ -165,26 +165,17 @@ class _Sample:
 
     tokens: Tensor
     boundaries: list[int]
-    budget: int
     options: Options
 
-    def prune(self, text: Tensor | None) -> PruneResult:
-        return prune(
-            self.tokens, self.boundaries, text=text, config=self.options.config, backend=self.options.backend
-        )
+    def prune(self, text: Tensor | None, method: str = OURS) -> PruneResult:
+        config = replace(self.options.config, method=method, seed=self.options.seed)
+        return prune(self.tokens, self.boundaries, text=text, config=config, backend=self.options.backend)
 
     def stage(self, method: str) -> Tensor:
-        """`PruneResult.stage` of a method other than ours, int8 [M] on the CPU."""
-        total = len(self.tokens)
+        """`PruneResult.stage` of a method other than ours, int8 [M] on the CPU; the others drop in 0."""
         if method == WITHOUT_QUERY:
             return self.prune(None).stage.cpu()
-        if method == DIVPRUNE:
-            kept = comparison.keep_by_divprune(self.tokens, self.budget, self.options.backend)
-        elif method == RANDOM:
-            kept = comparison.keep_at_random(total, self.budget, self.options.seed)
-        else:
-            kept = comparison.keep_uniformly(total, self.budget)
-        return torch.zeros(total, dtype=torch.int8).index_fill(0, kept, KEPT)
+        return torch.where(self.prune(None, method).stage == KEPT, KEPT, 0).to(torch.int8).cpu()
 
 
 def _timed(run: Callable[[], PruneResult], device: str) -> tuple[PruneResult, dict[str, float]]:

@@ -17,7 +17,7 @@ from trimtok_fast.kernels.common import Traffic
 #: Kernels that multiply directions by directions: with 16-bit tokens, on matrix units.
 PRODUCTS = ("directions", "similarity", "prepare", "nominate", "absorb")
 #: Modules whose kernels stream rows: 128 bits a thread at once, where the rows lie on 16 bytes.
-STREAMS = ("statistics", "similarity", "rounds", "gather")
+STREAMS = ("statistics", "similarity", "rounds", "dpp", "gather")
 #: Their kernels that read no rows.
 ROWLESS = ("open",)
 

@@ -1,0 +1,119 @@
+"""Greedy MAP of a determinantal point process in rounds, without its kernel (METHOD §6).
+
+The published loop (Chen, Zhang and Zhou, 2018) keeps the Cholesky factor of the picks' kernel, a row a pick:
+
+    c_i = (L_si − Σ_t c_t(s) c_t(i)) / √left_s,    left_i −= c_i²           for the pick s and all tokens i
+
+and needs row s of the kernel L and a product with all earlier rows at every pick. Here, as in `max_min`: what
+is left of a token only falls, so a value that lacks the latest picks is a bound. The tokens with the largest
+bounds are brought up to date with all picks they lack at once, by a product and a triangular solution; among
+the best of them the textbook runs on a small kernel, while its best beats the largest value outside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtok_fast import statistics as constants
+from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, to_device, to_host
+from trimtok_fast.backends.greedy import largest
+
+#: A round brings this many times its candidates up to date.
+WORKING_SET = 6
+#: The value of what is picked: what is left of a token is never below 0.
+PICKED = -1.0
+
+
+def dpp(
+    vectors: Directions, relevance: Tensor, budget: int, candidates: int
+) -> tuple[list[int], list[float]]:
+    """Places of the picks, and what was left of each.
+
+    Args:
+        vectors: r û of the segment's tokens, in the order in which ties are broken.
+        relevance: r of each, not negative.
+        budget: picks.
+        candidates: of a round.
+    """
+    whole = np.where(vectors.present, to_host(relevance.double()) ** 2, 0.0)
+    spent = np.maximum(whole * constants.SPENT_SHARE, whole.max() * constants.SPENT)
+    left = whole.copy()
+    factor = relevance.new_empty(len(left), budget)
+    met = np.zeros(len(left), dtype=np.int64)  # how many columns of the factor each token has
+    columns = np.empty(budget, dtype=np.int64)  # whose they are
+    count = 0
+
+    def refresh(part: Array) -> None:
+        known = int(met[part].min())
+        if known == count:
+            return
+        at, new = to_device(part, vectors), to_device(columns[known:count], vectors)
+        own, theirs = (factor[:, :count].index_select(0, index) for index in (at, new))
+        rest = torch.addmm(vectors[new] @ vectors[at].T, theirs[:, :known], own[:, :known].T, alpha=-1)
+        own[:, known:] = torch.linalg.solve_triangular(theirs[:, known:], rest, upper=False).T
+        factor[:, known:count].index_copy_(0, at, own[:, known:])
+        taken = to_host(torch.linalg.vector_norm(own, dim=1, dtype=torch.float64).square())
+        met[part], left[part] = count, _cut(whole[part] - taken, spent[part])
+
+    picks: list[int] = []
+    gains: list[float] = []
+    size = min(WORKING_SET * candidates, len(left))
+    while len(picks) < budget and left.max() > 0:
+        working, outside = largest(left, size)
+        working = working[left[working] > 0]
+        stale = working[met[working].argsort(kind="stable")]  # those that lack the most picks together
+        for start in range(0, len(stale), BLOCK_ROWS):
+            refresh(stale[start : start + BLOCK_ROWS])
+        chosen, beaten = largest(left[working], candidates)
+        contenders = working[chosen]
+        if beaten[1] >= 0:
+            outside = max(
+                outside, (beaten[0], int(working[beaten[1]])), key=lambda bound: (bound[0], -bound[1])
+            )
+        at = to_device(contenders, vectors)
+        some, known = vectors[at], factor[:, :count].index_select(0, at)
+        kernel = to_host(torch.addmm(some @ some.T, known, known.T, alpha=-1).double())
+        won, rows = _contest(kernel, left, spent, contenders, outside, budget - len(picks))
+        gains += [float(row[place] ** 2) for row, place in zip(rows, won, strict=True)]
+        picks += contenders[won].tolist()
+        columns[count : count + len(won)] = contenders[won]
+        new = to_device(rows.T, vectors).to(factor.dtype)
+        factor[:, count : count + len(won)].index_copy_(0, at, new)
+        count += len(won)
+        met[contenders] = count
+    rest = np.flatnonzero(left != PICKED)[: budget - len(picks)].tolist()
+    return picks + rest, gains + [0.0] * len(rest)
+
+
+def _cut(left: Array, spent: Array) -> Array:
+    """What is left, and 0 where that is rounding."""
+    return np.where(left > spent, left, 0.0)
+
+
+def _contest(
+    kernel: Array, left: Array, spent: Array, contenders: Array, outside: tuple[float, int], budget: int
+) -> tuple[Array, Array]:
+    """The textbook greedy among the contenders, while the best beats what stands outside.
+
+    Returns:
+        The places of those who won, and the factor's row of each. Brings `left` of the contenders up to date.
+    """
+    bound, bound_row = outside
+    value, floor = left[contenders], spent[contenders]
+    won: list[int] = []
+    rows = np.empty((min(budget, len(value)), len(value)))
+    while len(won) < len(rows):
+        best = int(value.argmax())
+        if value[best] <= 0 or value[best] < bound or (value[best] == bound and contenders[best] > bound_row):
+            break
+        done = len(won)
+        root = value[best] ** 0.5
+        rows[done] = (kernel[best] - rows[:done, best] @ rows[:done]) / root
+        rows[done, best] = root
+        won.append(best)
+        value = _cut(value - rows[done] ** 2, floor)
+        value[won] = PICKED
+    left[contenders] = value
+    return np.array(won, dtype=np.int64), rows[: len(won)]
