@@ -20,10 +20,10 @@ DEMO := $(if $(wildcard $(VENV)/.has-dev),dev,demo)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all test-matrix lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.has-$(DEMO) ## prune 28 real photographs, write trimtok-demo/report.html
 	$(RUN) trimtok_fast demo $(ARGS)
@@ -34,6 +34,9 @@ test: $(VENV)/.has-dev ## run the test suite, but for what takes minutes
 test-all: $(VENV)/.has-dev $(VENV)/.has-newest-triton ## run every test, and compile with the newest triton too
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) $(ARGS)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST_TRITON) TRITON_INTERPRET=0 $(RUN) pytest -n $(WORKERS) $(COMPILE_TESTS) $(ARGS)
+
+test-matrix: $(VENV)/.has-dev ## run the laws of the Hugging Face patch on old, middle and newest transformers
+	$(RUN) tests.matrix $(ARGS)
 
 lint: $(VENV)/.has-dev ## check style, format and types
 	$(RUN) ruff check .

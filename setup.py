@@ -8,7 +8,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 
 # "kernels" has no __init__.py and must have none: see kernels/README.md. It ships under its full name only.
-SUBPACKAGES = ["backends", "demo", "inspection", "kernels", "methods"]
+SUBPACKAGES = ["backends", "demo", "hf", "inspection", "kernels", "methods"]
 
 EXTRAS = {
     # Not a requirement: torch for CUDA and torch for ROCm each bring their own build of it.

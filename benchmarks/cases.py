@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,9 @@ from benchmarks import contenders
 from benchmarks.harness import Case
 from benchmarks.workloads import make_tokens
 from trimtok_fast.certificate import TOLERANCE, certify
+
+if TYPE_CHECKING:
+    from trimtok_fast.kernels.common import Traffic
 
 
 def assert_greedy(
@@ -58,6 +62,7 @@ def max_min(kind: str, count: int, width: int, budget: int, device: str) -> Case
         check,
         at_least=targets,
         at_most={"limit: the m x b x d product": 1.5} if count > 4096 else {},
+        traffic=lambda: _greedy_traffic(tokens, budget, "max_min"),
     )
 
 
@@ -84,6 +89,7 @@ def coverage(kind: str, count: int, width: int, budget: int, device: str) -> Cas
         check,
         at_least={"apricot-select": 3},
         at_most={"limit: the m x m x d product": 1.7},
+        traffic=lambda: _greedy_traffic(tokens, budget, "coverage"),
     )
 
 
@@ -195,7 +201,30 @@ def statistics(images: int, size: int, width: int, device: str) -> Case:
         },
         check,
         at_least={"pairwise matrix, fp32": 12, "pairwise matrix, bf16": 3},
+        traffic=lambda: _statistics_traffic([size] * images, width),
+        sixteen_bits=True,
     )
+
+
+def _greedy_traffic(tokens: torch.Tensor, budget: int, objective: str) -> Traffic:
+    """Of one segment whose similarities are stored."""
+    from trimtok_fast.backends.triton_greedy import form_of
+    from trimtok_fast.kernels import directions, greedy, similarity
+    from trimtok_fast.kernels.common import Traffic
+
+    sizes, form = [len(tokens)], form_of(tokens, objective)
+    parts = (
+        directions.traffic(sizes, tokens.shape[1], tokens.dtype),
+        similarity.traffic(sizes, form.width, form.directions, form.matrix),
+        greedy.traffic(sizes, [budget], objective, form.matrix),
+    )
+    return Traffic(*map(sum, zip(*parts, strict=True)))
+
+
+def _statistics_traffic(sizes: list[int], width: int) -> Traffic:
+    from trimtok_fast.kernels.statistics import traffic
+
+    return traffic(sizes, width, torch.bfloat16, centred=False)
 
 
 def _on_cuda(

@@ -9,8 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from trimtok_fast.kernels.common import Traffic
 
 
 @dataclass
@@ -25,6 +29,8 @@ class Row:
         ratio: its time over ours, from the medians of one interleaved run.
         target: what the ratio should reach, e.g. ">= 3" or "<= 1.5" (of ours over it); empty without one.
         met: whether it does; `None` without a target.
+        gigabytes: a second, of those that the kernels must move; on a GPU only.
+        share_of_floor: what the GPU's data sheet allows at best, over the time taken; `None` without one.
     """
 
     case: str
@@ -34,6 +40,8 @@ class Row:
     ratio: float
     target: str = ""
     met: bool | None = None
+    gigabytes: float | None = None
+    share_of_floor: float | None = None
 
 
 @dataclass
@@ -47,6 +55,8 @@ class Case:
         check: asserts that all results are right; runs once, before anything is timed.
         at_least: how many times faster than each contender ours should be.
         at_most: how many times its time ours may take, of the contenders that are limits, not rivals.
+        traffic: what our kernels must move and do, as their modules state it; asked for on a GPU only.
+        sixteen_bits: whether the tokens are fp16 or bf16.
     """
 
     name: str
@@ -55,6 +65,8 @@ class Case:
     check: Callable[[], None]
     at_least: dict[str, float] = field(default_factory=dict)
     at_most: dict[str, float] = field(default_factory=dict)
+    traffic: Callable[[], Traffic] | None = None
+    sixteen_bits: bool = False
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -90,6 +102,8 @@ def measure(case: Case, rounds: int, patience: float) -> list[Row]:
     medians = {name: statistics.median(values) for name, values in times.items()}
     own = medians["trimtok_fast"]
     rows = [Row(case.name, "trimtok_fast", own, len(times["trimtok_fast"]), 1.0)]
+    if case.traffic is not None and torch.cuda.is_available():
+        rows[0].gigabytes, rows[0].share_of_floor = against_floor(case.traffic(), own, case.sixteen_bits)
     for name in case.others:
         row = Row(case.name, name, medians[name], len(times[name]), medians[name] / own)
         if name in case.at_least:
@@ -98,6 +112,16 @@ def measure(case: Case, rounds: int, patience: float) -> list[Row]:
             row.target, row.met = f"ours <= {case.at_most[name]:g} x", 1 / row.ratio <= case.at_most[name]
         rows.append(row)
     return rows
+
+
+def against_floor(traffic: Traffic, seconds: float, sixteen_bits: bool) -> tuple[float, float | None]:
+    """Gigabytes a second; and the floor on this GPU over the time, if its data sheet is known."""
+    from trimtok_fast.inspection.devices import DATA_SHEETS
+
+    name = torch.cuda.get_device_name()
+    sheet = next((sheet for sheet in DATA_SHEETS if sheet.name in name), None)
+    share = None if sheet is None else sheet.floor(*traffic, sixteen_bits=sixteen_bits) / seconds
+    return traffic.bytes_moved / seconds / 1e9, share
 
 
 def machine() -> dict[str, str | int]:
@@ -132,7 +156,12 @@ def to_table(rows: list[Row], facts: list[str]) -> str:
     ]
     for row in rows:
         met = "" if row.met is None else ("yes" if row.met else "**no**")
-        cells = [row.case, row.contender, f"{row.seconds * 1e3:.4g} ms", f"{row.ratio:.3g}", row.target, met]
+        time_taken = f"{row.seconds * 1e3:.4g} ms"
+        if row.gigabytes is not None:
+            time_taken += f", {row.gigabytes:,.0f} GB/s"
+        if row.share_of_floor is not None:
+            time_taken += f", {row.share_of_floor:.0%} of the floor"
+        cells = [row.case, row.contender, time_taken, f"{row.ratio:.3g}", row.target, met]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *[f"- {fact}" for fact in facts], ""])
 

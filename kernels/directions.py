@@ -47,11 +47,98 @@ def _length(square, enlarged):
 
 
 @triton.jit
+def inverse_norms(
+    # tensors: tokens [M, D], origin [D], inverse_norm [M]
+    tokens_ptr,
+    origin_ptr,
+    inverse_norm_ptr,
+    # rows of `tokens` and which of them are any
+    token,
+    mask_m,
+    # strides
+    stride_tokens_m,
+    stride_tokens_d,
+    stride_origin_d,
+    stride_inverse_norm,
+    # compiled in
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """1 / ‖x − origin‖ of some tokens, as given or computed; 0 without a direction or where not finite."""
+    if inverse_norm_ptr is not None:
+        inverse = tl.load(inverse_norm_ptr + token * stride_inverse_norm, mask=mask_m, other=0.0)
+        inverse = tl.where(inverse > 0, inverse, 0.0)  # false for NaN
+    else:
+        norm = tl.zeros([BLOCK_M], tl.float32)
+        centred = tl.zeros([BLOCK_M], tl.float32)
+        small_norm = tl.zeros([BLOCK_M], tl.float32)
+        small_centred = tl.zeros([BLOCK_M], tl.float32)
+        from_row = tokens_ptr + token * stride_tokens_m
+        for begin in range(0, D, BLOCK_D):
+            offs_d = begin + tl.arange(0, BLOCK_D)
+            mask = mask_m[:, None] & (offs_d < D)[None, :]
+            x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
+            x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
+            norm += tl.sum(x * x, 1)
+            small_norm += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
+            if origin_ptr is not None:
+                x -= tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)[None, :]
+            centred += tl.sum(x * x, 1)
+            small_centred += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
+        norm = _length(norm, small_norm)
+        centred = _length(centred, small_centred)
+        usable = mask_m & (norm >= ZERO_NORM) & (norm <= LARGEST_NORM) & (centred > norm * ZERO_SHARE)
+        inverse = tl.where(usable, 1.0 / tl.where(usable, centred, 1.0), 0.0)
+    return inverse
+
+
+@triton.jit
+def direction_block(
+    # tensors: tokens [M, D], origin [D]
+    tokens_ptr,
+    origin_ptr,
+    # rows of `tokens`, which of them are any, their inverse norms, and the first of the channels
+    token,
+    mask_m,
+    inverse,
+    begin,
+    # strides
+    stride_tokens_m,
+    stride_tokens_d,
+    stride_origin_d,
+    # compiled in
+    D: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Some channels of some tokens' directions, zeros where there is none."""
+    offs_d = begin + tl.arange(0, BLOCK_D)
+    mask = mask_m[:, None] & (offs_d < D)[None, :]
+    from_row = tokens_ptr + token * stride_tokens_m
+    x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
+    x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
+    if origin_ptr is not None:
+        x -= tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)[None, :]
+    # What is not finite must not spread, not even times 0.
+    return tl.where((inverse > 0)[:, None], x * inverse[:, None], 0.0).to(DTYPE)
+
+
+@triton.jit
+def inverse_length(square, BLOCK_M: tl.constexpr):
+    """1 / the root of the diagonal of a tile of products; 0 where that is 0."""
+    offs_m = tl.arange(0, BLOCK_M)
+    diagonal = tl.sum(tl.where(offs_m[:, None] == offs_m[None, :], square, 0.0), 1)
+    present = diagonal > 0
+    return tl.where(present, 1.0 / tl.sqrt_rn(tl.where(present, diagonal, 1.0)), 0.0)
+
+
+@triton.jit
 def directions_tile(
     # where the segment's slot begins: [rows, WIDTH] and fp32 [rows]
     directions_ptr,
     scale_ptr,
-    # tensors: tokens [M, D], origin [g, D] at the segment's row, inverse_norm [M], rows int64 [N]
+    # tensors: tokens [M, D], origin [D], inverse_norm [M], rows int64 [N]
     tokens_ptr,
     origin_ptr,
     inverse_norm_ptr,
@@ -74,52 +161,44 @@ def directions_tile(
 ):
     """Fill one tile of a segment's slot."""
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
     mask_m = offs_m < size
     token = start + offs_m
     if rows_ptr is not None:
         token = tl.load(rows_ptr + token, mask=mask_m, other=0)
-    from_row = tokens_ptr + token * stride_tokens_m
-    if inverse_norm_ptr is not None:
-        inverse = tl.load(inverse_norm_ptr + token * stride_inverse_norm, mask=mask_m, other=0.0)
-    else:
-        norm = tl.zeros([BLOCK_M], tl.float32)
-        centred = tl.zeros([BLOCK_M], tl.float32)
-        small_norm = tl.zeros([BLOCK_M], tl.float32)
-        small_centred = tl.zeros([BLOCK_M], tl.float32)
-        for begin in range(0, D, BLOCK_D):
-            offs_d = begin + tl.arange(0, BLOCK_D)
-            mask = mask_m[:, None] & (offs_d < D)[None, :]
-            x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
-            x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
-            norm += tl.sum(x * x, 1)
-            small_norm += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
-            if origin_ptr is not None:
-                origin = tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)
-                x -= tl.where(mask_m[:, None], origin[None, :], 0.0)
-            centred += tl.sum(x * x, 1)
-            small_centred += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
-        norm = _length(norm, small_norm)
-        centred = _length(centred, small_centred)
-        usable = (norm >= ZERO_NORM) & (norm <= LARGEST_NORM) & (centred > norm * ZERO_SHARE)
-        inverse = tl.where(usable, 1.0 / tl.where(usable, centred, 1.0), 0.0)
-    usable = inverse > 0  # false for NaN
-    inverse = tl.where(usable, inverse, 0.0)
-
+    inverse = inverse_norms(
+        tokens_ptr,
+        origin_ptr,
+        inverse_norm_ptr,
+        token,
+        mask_m,
+        stride_tokens_m,
+        stride_tokens_d,
+        stride_origin_d,
+        stride_inverse_norm,
+        D,
+        BLOCK_M,
+        BLOCK_D,
+    )
     square = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
     for begin in range(0, WIDTH, BLOCK_D):
-        offs_d = begin + tl.arange(0, BLOCK_D)
-        mask = mask_m[:, None] & (offs_d < D)[None, :]
-        x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
-        x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
-        if origin_ptr is not None:
-            x -= tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)[None, :]
-        unit = tl.where(usable[:, None], x * inverse[:, None], 0.0).to(directions_ptr.dtype.element_ty)
-        tl.store(directions_ptr + offs_m[:, None] * WIDTH + offs_d[None, :], unit)
+        unit = direction_block(
+            tokens_ptr,
+            origin_ptr,
+            token,
+            mask_m,
+            inverse,
+            begin,
+            stride_tokens_m,
+            stride_tokens_d,
+            stride_origin_d,
+            D,
+            directions_ptr.dtype.element_ty,
+            BLOCK_D,
+        )
+        tl.store(directions_ptr + offs_m[:, None] * WIDTH + (begin + offs_d)[None, :], unit)
         square = tl.dot(unit, tl.trans(unit), square, input_precision=INPUT_PRECISION)
-    offs_n = tl.arange(0, BLOCK_M)
-    norm = tl.sum(tl.where(offs_n[:, None] == offs_n[None, :], square, 0.0), 1)
-    present = norm > 0
-    tl.store(scale_ptr + offs_m, tl.where(present, 1.0 / tl.sqrt_rn(tl.where(present, norm, 1.0)), 0.0))
+    tl.store(scale_ptr + offs_m, inverse_length(square, BLOCK_M))
 
 
 @triton.jit(do_not_specialize=["first", "above"])
@@ -191,8 +270,10 @@ class LaunchConfig(NamedTuple):
 
 
 def launch_config(dtype: torch.dtype) -> LaunchConfig:
-    """Tiles for directions of this type; 128 bytes of a row at a time."""
-    return LaunchConfig(block_m=64, block_d=32 if dtype == torch.float32 else 64, num_warps=4, num_stages=3)
+    """Tiles for directions of this type; fp32 goes in three parts, which take registers."""
+    if dtype == torch.float32:
+        return LaunchConfig(block_m=64, block_d=16, num_warps=8, num_stages=3)
+    return LaunchConfig(block_m=64, block_d=64, num_warps=4, num_stages=3)
 
 
 def directions_dtype(tokens: torch.dtype) -> torch.dtype:

@@ -71,7 +71,7 @@ def _largest(state, present, count, OBJECTIVE: tl.constexpr):
 
 
 @triton.jit
-def _absorb(state, cosine, present, count, OBJECTIVE: tl.constexpr):
+def absorb(state, cosine, present, count, OBJECTIVE: tl.constexpr):
     """What a pick with a direction makes of the state of `max_min` and `max_mean`."""
     taken = state == float("-inf")
     if OBJECTIVE == "max_min":
@@ -83,7 +83,7 @@ def _absorb(state, cosine, present, count, OBJECTIVE: tl.constexpr):
 
 
 @triton.jit
-def _list_moved(moved_ptr, number, slot_rows, columns, best, similarity):
+def list_moved(moved_ptr, number, slot_rows, columns, best, similarity):
     """Append the tokens of a tile that move to the list: who, from what, to what."""
     moves = similarity > best
     place = moved_ptr + number + tl.cumsum(moves.to(tl.int32), 0) - 1
@@ -111,7 +111,7 @@ def _hand_over(gain, matrix_ptr, moved_ptr, number, slot_rows, columns, padded, 
 
 
 @triton.jit
-def _largest_streamed(state_ptr, scale_ptr, padded, count, OBJECTIVE: tl.constexpr, BLOCK_N: tl.constexpr):
+def largest_streamed(state_ptr, scale_ptr, padded, count, OBJECTIVE: tl.constexpr, BLOCK_N: tl.constexpr):
     """The largest value in a segment, the lowest column that has it."""
     lowest: tl.constexpr = TAKEN if OBJECTIVE == "coverage" else float("-inf")
     top = tl.full([], lowest, state_ptr.dtype.element_ty)
@@ -134,7 +134,7 @@ def _list_moved_streamed(moved_ptr, best_ptr, row_ptr, slot_rows, padded, BLOCK_
         at = begin + tl.arange(0, BLOCK_N)
         best = tl.load(best_ptr + at, mask=at < padded, other=0)
         similarity = tl.load(row_ptr + at, mask=at < padded, other=0).to(tl.int32)
-        number = _list_moved(moved_ptr, number, slot_rows, at, best, similarity)
+        number = list_moved(moved_ptr, number, slot_rows, at, best, similarity)
         tl.store(best_ptr + at, similarity, mask=(at < padded) & (similarity > best))
     return number
 
@@ -279,7 +279,7 @@ def _greedy_kernel(
             pick = tl.load(seeds_ptr + first_seed + step).to(tl.int32)
         else:
             if STREAMED:
-                top, pick = _largest_streamed(state_ptr, scale_ptr, padded, count, OBJECTIVE, BLOCK_N)
+                top, pick = largest_streamed(state_ptr, scale_ptr, padded, count, OBJECTIVE, BLOCK_N)
             else:
                 top, pick = _largest(state, present, count, OBJECTIVE)
             if OBJECTIVE == "coverage":
@@ -315,14 +315,14 @@ def _greedy_kernel(
                         held = tl.load(state_ptr + at, mask=inside, other=0.0)
                         cosine = tl.load(matrix_ptr + pick.to(tl.int64) * padded + at, mask=inside, other=0.0)
                         exists = tl.load(scale_ptr + at, mask=inside, other=0.0) > 0
-                        tl.store(state_ptr + at, _absorb(held, cosine, exists, count, OBJECTIVE), mask=inside)
+                        tl.store(state_ptr + at, absorb(held, cosine, exists, count, OBJECTIVE), mask=inside)
                     count += 1.0
             tl.debug_barrier()
         elif OBJECTIVE == "coverage":
             similarity = tl.load(
                 matrix_ptr + pick.to(tl.int64) * padded + columns, mask=columns < padded, other=0
             ).to(tl.int32)
-            number = _list_moved(moved_ptr, 0, slot_rows, columns, best, similarity)
+            number = list_moved(moved_ptr, 0, slot_rows, columns, best, similarity)
             best = tl.maximum(best, similarity)
             tl.debug_barrier()
             state = tl.where(columns == pick, TAKEN, state)
@@ -334,7 +334,7 @@ def _greedy_kernel(
                 cosine = tl.load(
                     matrix_ptr + pick.to(tl.int64) * padded + columns, mask=columns < padded, other=0.0
                 )
-                state = _absorb(state, cosine, present, count, OBJECTIVE)
+                state = absorb(state, cosine, present, count, OBJECTIVE)
                 count += 1.0
 
 
@@ -352,7 +352,7 @@ class SizeClass(NamedTuple):
 
 #: From the smallest segments to the largest. A product by one program alone pays for small segments only.
 SIZE_CLASSES = (
-    SizeClass(256, fused=True, streamed=False, block_n=256, block_r=16, num_warps=4),
+    SizeClass(256, fused=True, streamed=False, block_n=256, block_r=16, num_warps=8),
     SizeClass(1024, fused=False, streamed=False, block_n=1024, block_r=8, num_warps=8),
     SizeClass(4096, fused=False, streamed=False, block_n=4096, block_r=4, num_warps=16),
     SizeClass(None, fused=False, streamed=True, block_n=4096, block_r=4, num_warps=16),
@@ -422,8 +422,8 @@ def greedy_launch(
         matrix,
         partial,
         moved,
-        state,
-        best,
+        state if kind.streamed else None,
+        best if kind.streamed else None,
         tokens if kind.fused else None,
         origin,
         inverse_norm,

@@ -98,7 +98,7 @@ def _positions_of(tile, size):
     """The positions of a tile's tokens, [BLOCK_M] group by group, and which of them exist."""
     groups = tl.cdiv(size, GROUP).to(tl.int32)
     offs = tl.arange(0, BLOCK_M)
-    group = tile.to(tl.int32) * (BLOCK_M // GROUP) + offs // GROUP
+    group = (offs // GROUP + tile * (BLOCK_M // GROUP)).to(tl.int32)
     position = group + (offs % GROUP) * groups
     return position, (group < groups) & (position < size)
 
@@ -792,7 +792,7 @@ def _lower(
 def _leave_best(best_ptr, tile, value, position):
     """Each group's best keys, the largest first."""
     key = tl.reshape(_key(value, position), [BLOCK_M // GROUP, GROUP])
-    group = tile * (BLOCK_M // GROUP) + tl.arange(0, BLOCK_M // GROUP)
+    group = tl.arange(0, BLOCK_M // GROUP) + tile * (BLOCK_M // GROUP)
     for place in tl.static_range(KEEP):
         best = tl.max(key, axis=1)
         tl.store(best_ptr + group * KEEP + place, best)
@@ -1113,6 +1113,8 @@ def rounds_launch(
         **config,
     )
     tiles = (len(tile_segment),)
+    # Half the channels at a time: this product and the sums of û share the registers.
+    half = {**common, "BLOCK_D": max(16, config["BLOCK_D"] // 2)}
     _prepare_kernel[tiles](
         given_ptr=inverse_norm,
         tile_segment_ptr=tile_segment,
@@ -1123,7 +1125,7 @@ def rounds_launch(
         stride_part_t=part.stride(0),
         DOT_DTYPE=TRITON_DTYPE[columns.dtype],
         INPUT_PRECISION=input_precision,
-        **common,
+        **half,
     )
     opening = dict(budgets_ptr=budgets, cu_seeds_ptr=cu_seeds, seeds_ptr=seeds)
     _total_kernel[(segments, triton.cdiv(width, 128))](

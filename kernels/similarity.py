@@ -35,6 +35,19 @@ DUPLICATE = tl.constexpr(1 - constants.ZERO_DISTANCE)
 
 
 @triton.jit
+def cosine_of(product, row_scale, column_scale, COVERAGE: tl.constexpr):
+    """Cosines (sim⁺ for `coverage`) from products of directions."""
+    cosine = product * (row_scale[:, None] * column_scale[None, :])
+    return tl.where(cosine > DUPLICATE, 1.0, tl.maximum(cosine, 0.0 if COVERAGE else -1.0))
+
+
+@triton.jit
+def units_of(cosine, UNIT: tl.constexpr):
+    """The nearest whole numbers of units."""
+    return tl.floor(cosine * UNIT + 0.5).to(tl.int32)
+
+
+@triton.jit
 def similarity_tile(
     # where the segment's slot begins: [rows, WIDTH], fp32 [rows], [rows, rows], int32 [tiles, rows]
     directions_ptr,
@@ -65,12 +78,11 @@ def similarity_tile(
         left = tl.load(from_rows + begin)  # [BLOCK_M, BLOCK_D]
         right = tl.load(from_columns + begin)
         product = tl.dot(left, tl.trans(right), product, input_precision=INPUT_PRECISION)
-    cosine = product * (tl.load(scale_ptr + rows)[:, None] * tl.load(scale_ptr + columns)[None, :])
-    cosine = tl.where(cosine > DUPLICATE, 1.0, tl.maximum(cosine, 0.0 if COVERAGE else -1.0))
+    cosine = cosine_of(product, tl.load(scale_ptr + rows), tl.load(scale_ptr + columns), COVERAGE)
     if row_tile == column_tile:
         # The two halves of a product may differ in the last bit: the upper one is made a mirror image too.
         cosine = tl.where(offs_m[:, None] >= offs_m[None, :], cosine, tl.trans(cosine))
-    units = tl.floor(cosine * UNIT + 0.5).to(tl.int32)
+    units = units_of(cosine, UNIT)
     tl.store(partial_ptr + row_tile * padded + columns, tl.sum(units, 0))
     stored = (units if COVERAGE else cosine).to(matrix_ptr.dtype.element_ty)
     tl.store(matrix_ptr + rows[:, None] * padded + columns[None, :], stored)

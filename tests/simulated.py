@@ -14,8 +14,6 @@ from tests.ptxsim import CompiledCode, ExecutionFault, ExecutionReport, compile_
 from trimtok_fast.kernels import common
 
 BARRIER = re.compile(r"^[ \t]*bar\.sync[^;]*;", re.MULTILINE)
-#: Arguments of a launch that `run_compiled` takes; the rest of them are the kernel's own.
-SIMULATION = ("profile", "races", "bounds", "seed", "max_steps", "lanes_per_batch")
 
 
 @contextlib.contextmanager
@@ -42,9 +40,8 @@ def simulated(
         reports.append(run_compiled(code, grid, *args, **arguments, **{"profile": False, **simulation}))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            type(common.row_norm), "run", run
-        )  # interpreted or not, this is what `kernel[grid]` calls
+        # What `kernel[grid]` calls, interpreted or not.
+        patch.setattr(type(common.row_norm), "run", run)
         patch.setattr(common, "platform", lambda: "cuda")
         yield reports
 

@@ -56,6 +56,7 @@ def check_selection(
                 ours, theirs = gain[start : start + budget], expected_gain[start : start + budget]
                 torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=1e-5)
         start += budget
+    return found, gain
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

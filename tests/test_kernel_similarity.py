@@ -210,19 +210,19 @@ def test_a_fault_in_similarity_is_seen(old, new, monkeypatch, tmp_path):
 DIRECTION_FAULTS = {
     "rows by position": ("token = tl.load(rows_ptr + token, mask=mask_m, other=0)", "pass"),
     "origin of the first segment": ("origin_ptr += segment * stride_origin_g", "pass"),
-    "not finite taken as it is": (
-        "tl.where(usable[:, None], x * inverse[:, None], 0.0)",
-        "(x * inverse[:, None])",
+    "origin of the padding": (
+        "return tl.where((inverse > 0)[:, None], x * inverse[:, None], 0.0)",
+        "return (x * tl.where(inverse > 0, inverse, 1.0)[:, None])",
     ),
     "stride of the channels": (
-        "offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)\n        x = x.to(tl.float32)  # [BLOCK_M, "
-        "BLOCK_D]\n        if",
-        "offs_d[None, :], mask=mask, other=0.0)\n        x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]\n        if",
+        "offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)\n    x = ",
+        "offs_d[None, :], mask=mask, other=0.0)\n    x = ",
     ),
     "channels past the last": (
-        "mask = mask_m[:, None] & (offs_d < D)[None, :]\n        x = ",
-        "mask = mask_m[:, None]\n        x = ",
+        "mask = mask_m[:, None] & (offs_d < D)[None, :]\n    from_row",
+        "mask = mask_m[:, None] & (offs_d >= 0)[None, :]\n    from_row",
     ),
+    "lengths of the origin's other side": ("centred += tl.sum(x * x, 1)", "centred = norm"),
 }
 
 

@@ -4,6 +4,8 @@ A re-implementation of the published outline of TrimTokenator-LC (arXiv 2512.227
 other formulas ours.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from trimtok_fast.budgets import BudgetPlan, kept_counts, plan_budgets
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.errors import (
@@ -19,12 +21,16 @@ from trimtok_fast.pipeline import PruneResult, prune
 from trimtok_fast.registry import register_method
 from trimtok_fast.statistics import TokenStatistics
 
+if TYPE_CHECKING:
+    from trimtok_fast.hf import PatchHandle, is_patched, patch, patched, unpatch
+
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
     "BudgetPlan",
     "InvalidInputError",
+    "PatchHandle",
     "PatchStateError",
     "PruneConfig",
     "PruneResult",
@@ -35,10 +41,29 @@ __all__ = [
     "dpp_select",
     "gather_tokens",
     "greedy_select",
+    "is_patched",
     "kept_counts",
     "pareto_front",
+    "patch",
+    "patched",
     "plan_budgets",
     "prune",
     "register_method",
     "token_statistics",
+    "unpatch",
 ]
+
+_PATCH = ("PatchHandle", "is_patched", "patch", "patched", "unpatch")
+
+
+def __getattr__(name: str) -> Any:
+    """The patch is loaded when it is asked for."""
+    if name in _PATCH:
+        from trimtok_fast import hf
+
+        return getattr(hf, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PATCH})

@@ -33,6 +33,7 @@ from trimtok_fast.segments import (
 )
 from trimtok_fast.statistics import TokenStatistics
 from trimtok_fast.validation import (
+    check_device,
     check_distinct,
     check_floats,
     check_like,
@@ -192,7 +193,8 @@ def greedy_select(
             `token_statistics` gives it; `None` computes it.
         rows: int64 [N], the rows of `tokens` that the segments run over, each once a segment; `None` is all
             of them.
-        total: an upper bound of the sum of the budgets; sizes the output.
+        total: an upper bound of the sum of the budgets; sizes the output. With it, `"triton"` does not read
+            budgets that are on the device, and does not check their values.
         candidates: candidates in a round of `max_min`; it decides speed alone.
         workspace_bytes: bound on the directions and similarities that are stored at a time; a larger segment
             goes block by block and computes them again.
@@ -234,7 +236,15 @@ def greedy_select(
     if rows is not None:
         check_distinct("rows", rows, segments, "segment")
     check_name("objective", objective, OBJECTIVES)
-    counts = _check_budgets(budgets, segments, total)
+    run = choose_backend(backend, tokens)
+    if total is not None:
+        total = check_integer("total", total, minimum=0)
+    counts: list[int] | Tensor
+    if total is not None and isinstance(budgets, Tensor) and not run.ON_HOST:
+        counts, size = _check_unread_budgets(budgets, segments, tokens), total
+    else:
+        counts = _check_budgets(budgets, segments, total)
+        size = sum(counts) if total is None else total
     seeds, seed_segments = _check_seeds(seeds, cu_seeds, segments, counts, rows, tokens)
     if origin is not None:
         origin = check_like("origin", origin, (len(segments), tokens.shape[1]), tokens, "[g, d]")
@@ -242,7 +252,6 @@ def greedy_select(
         inverse_norm = check_like("inverse_norm", inverse_norm, (len(tokens),), tokens, "[M]")
     candidates = check_integer("candidates", candidates, minimum=1)
     workspace_bytes = check_integer("workspace_bytes", workspace_bytes, minimum=0)
-    run = choose_backend(backend, tokens)
     with exact(tokens):
         return select(
             run,
@@ -250,7 +259,7 @@ def greedy_select(
             segments,
             counts,
             at_most=segments.lengths,
-            total=sum(counts) if total is None else total,
+            total=size,
             objective=objective,
             seeds=seeds,
             cu_seeds=seed_segments,
@@ -312,16 +321,24 @@ def _check_budgets(budgets: Tensor | Sequence[int], segments: Segments, total: i
                 f"{budget}",
                 "Lower it, or enlarge the segment.",
             )
-    if total is not None:
-        check_integer("total", total, minimum=0)
-        if total < sum(counts):
-            raise InvalidInputError(
-                "total",
-                f"at least the sum of the budgets, {sum(counts)}",
-                f"{total}",
-                "Raise it or leave it out.",
-            )
+    if total is not None and total < sum(counts):
+        raise InvalidInputError(
+            "total",
+            f"at least the sum of the budgets, {sum(counts)}",
+            f"{total}",
+            "Raise it or leave it out.",
+        )
     return counts
+
+
+def _check_unread_budgets(budgets: Tensor, segments: Segments, tokens: Tensor) -> Tensor:
+    """Budgets that stay on the device: their values are the caller's word."""
+    wanted = f"int64 [{len(segments)}], one a segment"
+    if budgets.dtype not in (torch.int32, torch.int64):
+        raise UnsupportedDtypeError("budgets", wanted, str(budgets.dtype), "Call budgets.to(torch.int64).")
+    if budgets.shape != (len(segments),):
+        raise InvalidInputError("budgets", wanted, f"shape {list(budgets.shape)}", "Match cu_segments.")
+    return check_device("budgets", budgets, tokens).long()
 
 
 def no_seeds(tokens: Tensor, segments: int) -> tuple[Tensor, Segments]:
@@ -333,7 +350,7 @@ def _check_seeds(
     seeds: Tensor | Sequence[int] | None,
     cu_seeds: Boundaries | None,
     segments: Segments,
-    budgets: list[int],
+    budgets: list[int] | Tensor,
     rows: Tensor | None,
     tokens: Tensor,
 ) -> tuple[Tensor, Segments]:
@@ -366,7 +383,8 @@ def _check_seeds(
                 f"{len(groups) + 1}",
                 "Match cu_segments.",
             )
-    for index, (number, budget) in enumerate(zip(groups.lengths, budgets, strict=True)):
+    limits = segments.lengths if isinstance(budgets, Tensor) else budgets
+    for index, (number, budget) in enumerate(zip(groups.lengths, limits, strict=True)):
         if number > budget:
             raise InvalidInputError(
                 "seeds",

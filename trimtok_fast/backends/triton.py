@@ -13,8 +13,7 @@ import triton
 from torch import Tensor
 
 from trimtok_fast.backends.torch import gather_gradient
-from trimtok_fast.backends.triton_greedy import form_of, largest_stored
-from trimtok_fast.backends.triton_greedy import greedy_select as select_stored
+from trimtok_fast.backends.triton_greedy import form_of, largest_stored, select_stored
 from trimtok_fast.backends.triton_rounds import select_in_rounds
 from trimtok_fast.kernels.dpp import dpp_launch, tile_count
 from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
@@ -23,11 +22,21 @@ from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launc
 from trimtok_fast.segments import Segments, cumulative, integers_on
 from trimtok_fast.statistics import TokenStatistics
 
-#: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
+#: Boundaries and budgets may stay on the device.
 ON_HOST = False
+#: Kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was 1 when triton was imported.
 INTERPRETED = not isinstance(_gather_kernel, triton.JITFunction)
 
-__all__ = ["INTERPRETED", "MAX_WIDTH", "dpp_select", "gather_tokens", "pareto_front", "token_statistics"]
+__all__ = [
+    "INTERPRETED",
+    "MAX_WIDTH",
+    "ON_HOST",
+    "dpp_select",
+    "gather_tokens",
+    "greedy_select",
+    "pareto_front",
+    "token_statistics",
+]
 
 
 def token_statistics(
@@ -113,35 +122,43 @@ def greedy_select(
     candidates: int,
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Every segment's greedy, many at a time: over stored similarities where they fit, else in rounds."""
+    """Every segment's greedy, many at a time: over stored similarities where they fit the workspace.
+
+    A segment of more tokens goes by `max_min` in rounds, by the other objectives with similarities that are
+    computed at each use. Each segment's own size decides, on the device: a batch equals its segments alone.
+    """
+    device = tokens.device
     exact = isinstance(segments, Segments)
-    cu_segments = segments if isinstance(segments, Tensor) else segments.tensor(tokens.device)
-    if not isinstance(budgets, Tensor):
-        budgets = integers_on(tokens.device, tuple(budgets))
-    shared = {
+    cu_segments = segments.tensor(device) if isinstance(segments, Segments) else segments
+    budgets = budgets if isinstance(budgets, Tensor) else integers_on(device, tuple(budgets))
+    bound = max(at_most, default=0)
+    shared: dict[str, Any] = {
+        "bound": bound,
         "total": total,
         "seeds": seeds,
-        "cu_seeds": cu_seeds.tensor(tokens.device),
+        "cu_seeds": cu_seeds.tensor(device),
         "origin": origin,
         "inverse_norm": inverse_norm,
         "rows": rows,
-        "candidates": candidates,
     }
-    bound = max(at_most)
-    form = form_of(tokens, objective)
     with torch.cuda.device_of(tokens):
-        if objective == "max_min" and largest_stored(form, bound, workspace_bytes) < bound:
-            return select_in_rounds(tokens, cu_segments, budgets, bound=bound, **shared)
-        return select_stored(
+        indices, gain = select_stored(
             tokens,
             cu_segments,
             budgets,
-            bound=bound,
             lengths=at_most if exact else None,
             objective=objective,
             workspace_bytes=workspace_bytes,
             **shared,
         )
+        stored = largest_stored(form_of(tokens, objective), bound, workspace_bytes)
+        if objective == "max_min" and bound > stored:
+            picks, distance = select_in_rounds(
+                tokens, cu_segments, budgets, candidates=candidates, above=stored, **shared
+            )
+            large = picks >= 0
+            indices, gain = torch.where(large, picks, indices), torch.where(large, distance, gain)
+    return indices, gain
 
 
 def dpp_select(

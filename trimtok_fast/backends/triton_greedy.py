@@ -7,14 +7,17 @@ every segment the bits that it gets alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from trimtok_fast.kernels import common, directions, greedy, similarity
+from trimtok_fast.kernels import common, directions, greedy, recomputed, similarity
+
+#: Slots of one launch: what CUDA allows in the second dimension of a grid.
+MOST_SLOTS = 65_535
 
 
 class Form(NamedTuple):
@@ -88,7 +91,8 @@ def groups(
         if length > stored:
             length = 0
         wider = max(largest, length)
-        if wider and (index + 1 - first) * slot_bytes(wider, form) > workspace_bytes:
+        slots = index + 1 - first
+        if slots > MOST_SLOTS or slots * slot_bytes(wider, form) > workspace_bytes:
             yield first, index, largest
             first, wider = index, length
         largest = wider
@@ -120,7 +124,7 @@ def input_precision(tokens: Tensor) -> str:
     return "tf32x3" if common.platform() == "cuda" and tokens.dtype == torch.float32 else "ieee"
 
 
-def greedy_select(
+def select_stored(
     tokens: Tensor,
     cu_segments: Tensor,
     budgets: Tensor,
@@ -134,7 +138,6 @@ def greedy_select(
     origin: Tensor | None,
     inverse_norm: Tensor | None,
     rows: Tensor | None,
-    candidates: int,
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     """Every segment's greedy, many at a time.
@@ -152,7 +155,6 @@ def greedy_select(
         origin: fp32 [g, d] or `None`.
         inverse_norm: fp32 [M] or `None`.
         rows: int64 [N] or `None`; in any order within a segment, what lies past `cu_segments[-1]` is unused.
-        candidates: of a round of `max_min` without a matrix.
         workspace_bytes: bound on what is stored of directions and similarities at a time.
 
     Returns:
@@ -166,84 +168,119 @@ def greedy_select(
     indices = torch.full((total,), -1, dtype=torch.int64, device=device)
     gain = torch.full((total,), float("nan"), dtype=torch.float32, device=device)
     rows, places = _sort_rows(rows, cu_segments, seeds, cu_seeds, len(tokens))
-    offsets = budgets.cumsum(0) - budgets
     form = form_of(tokens, objective)
-    stored = largest_stored(form, bound if lengths is None else max(lengths, default=0), workspace_bytes)
-    precision = input_precision(tokens)
+    bound = bound if lengths is None else max(lengths, default=0)
+    stored = largest_stored(form, bound, workspace_bytes)
+    common: dict[str, Any] = dict(
+        tokens=tokens,
+        cu_segments=cu_segments,
+        origin=origin,
+        inverse_norm=inverse_norm,
+        rows=rows,
+        input_precision=input_precision(tokens),
+    )
+    greedily: dict[str, Any] = dict(
+        budgets=budgets,
+        offsets=budgets.cumsum(0) - budgets,
+        seeds=places,
+        cu_seeds=cu_seeds,
+        objective=objective,
+        unit=form.unit,
+    )
     known = lengths if lengths is not None else (min(bound, stored),) * len(budgets)
     for first, end, size in groups(known, form, stored, workspace_bytes):
         if size == 0:
             continue
-        sizes = range(1, size + 1) if lengths is None else sorted({n for n in lengths[first:end] if n})
-        kinds = [kind for kind in greedy.SIZE_CLASSES if _has(kind, sizes, stored)]
-        work = allocate(tokens, end - first, size, form, objective)
-        staged = [kind for kind in kinds if not kind.fused]
-        if staged:
-            above = _above(staged[0])
-            directions.directions_launch(
-                work.directions,
-                work.scale,
-                tokens=tokens,
-                cu_segments=cu_segments,
-                origin=origin,
-                inverse_norm=inverse_norm,
-                rows=rows,
-                first=first,
-                above=above,
-                input_precision=precision,
-            )
-            similarity.similarity_launch(
-                work.matrix,
-                work.partial,
-                directions=work.directions,
-                scale=work.scale,
-                cu_segments=cu_segments,
-                first=first,
-                above=above,
-                unit=form.unit,
-                coverage=objective == "coverage",
-                input_precision=precision,
-            )
-        for kind in kinds:
-            greedy.greedy_launch(
-                indices,
-                gain,
-                directions=work.directions,
-                scale=work.scale,
-                matrix=work.matrix,
-                partial=work.partial,
-                moved=work.moved,
-                state=work.state if kind.streamed else None,
-                best=work.best if kind.streamed else None,
-                tokens=tokens,
-                origin=origin,
-                inverse_norm=inverse_norm,
-                rows=rows,
-                cu_segments=cu_segments,
-                budgets=budgets,
-                offsets=offsets,
-                seeds=places,
-                cu_seeds=cu_seeds,
-                first=first,
-                above=_above(kind),
-                largest=min(kind.largest or size, size, stored),
-                kind=kind,
-                objective=objective,
-                unit=form.unit,
-                input_precision=precision,
-            )
+        sizes = range(1, size + 1) if lengths is None else [n for n in lengths[first:end] if 0 < n <= stored]
+        _over_stored(indices, gain, first, end - first, size, sizes, form, common, greedily)
+    if bound > stored and objective != "max_min":
+        large = range(len(budgets)) if lengths is None else [k for k, n in enumerate(lengths) if n > stored]
+        for k in large:
+            size = bound if lengths is None else lengths[k]
+            _recomputed(indices, gain, k, size, stored, min(total, size), form, common, greedily)
     return indices, gain
+
+
+def _over_stored(
+    indices: Tensor,
+    gain: Tensor,
+    first: int,
+    slots: int,
+    size: int,
+    sizes: Iterable[int],
+    form: Form,
+    common: dict[str, Any],
+    greedily: dict[str, Any],
+) -> None:
+    """One group: similarities, then picks by the launches of those classes that the sizes are of."""
+    present = {greedy.launch_config(n) for n in sizes}
+    kinds = [kind for kind in greedy.SIZE_CLASSES if kind in present]
+    work = allocate(common["tokens"], slots, size, form, greedily["objective"])
+    staged = [kind for kind in kinds if not kind.fused]
+    if staged:
+        group = dict(first=first, above=_above(staged[0]), cu_segments=common["cu_segments"])
+        group["input_precision"] = common["input_precision"]
+        directions.directions_launch(work.directions, work.scale, **{**common, **group})
+        similarity.similarity_launch(
+            work.matrix,
+            work.partial,
+            directions=work.directions,
+            scale=work.scale,
+            unit=form.unit,
+            coverage=greedily["objective"] == "coverage",
+            **group,
+        )
+    for kind in kinds:
+        greedy.greedy_launch(
+            indices,
+            gain,
+            **work._asdict(),
+            first=first,
+            above=_above(kind),
+            largest=min(kind.largest or size, size),
+            kind=kind,
+            **common,
+            **greedily,
+        )
+
+
+def _recomputed(
+    indices: Tensor,
+    gain: Tensor,
+    segment: int,
+    size: int,
+    above: int,
+    steps: int,
+    form: Form,
+    common: dict[str, Any],
+    greedily: dict[str, Any],
+) -> None:
+    """One segment that does not fit, with nothing stored that is longer than it."""
+    rows, coverage, device = slot_rows_of(size, form), greedily["objective"] == "coverage", indices.device
+    recomputed.recomputed_launch(
+        indices,
+        gain,
+        token=torch.empty(1, rows, dtype=torch.int64, device=device),
+        inverse=torch.empty(1, rows, dtype=torch.float32, device=device),
+        scale=torch.empty(1, rows, dtype=torch.float32, device=device),
+        state=torch.empty(1, rows, dtype=torch.int64 if coverage else torch.float32, device=device),
+        best=torch.empty(1, rows, dtype=torch.int32, device=device) if coverage else None,
+        moved=torch.empty(1, 3, rows, dtype=torch.int32, device=device) if coverage else None,
+        last=torch.zeros(1, 2, dtype=torch.int32, device=device),
+        count=torch.zeros(1, 2, dtype=torch.float32, device=device),
+        first=segment,
+        above=above,
+        steps=steps,
+        dtype=form.directions,
+        **common,
+        **greedily,
+    )
 
 
 def _above(kind: greedy.SizeClass) -> int:
     """The largest size of the classes before this one."""
     position = greedy.SIZE_CLASSES.index(kind)
     return 0 if position == 0 else greedy.SIZE_CLASSES[position - 1].largest or 0
-
-
-def _has(kind: greedy.SizeClass, sizes: range | list[int], stored: int) -> bool:
-    """Whether segments of some sizes are of this class; those that are not stored are not."""
-    return any(n <= stored and greedy.launch_config(n) == kind for n in sizes)
 
 
 def _sort_rows(
@@ -256,4 +293,4 @@ def _sort_rows(
     owner = torch.searchsorted(cu_segments[1:], torch.arange(len(rows), device=rows.device), right=True)
     # One number a row sorts by segment first; rows that are not used belong to a segment after the last.
     keys = (owner * count + rows.clamp(min=0)).sort().values
-    return keys % count, torch.searchsorted(keys, seeded * count + seeds) - cu_segments[seeded]
+    return keys % max(count, 1), torch.searchsorted(keys, seeded * count + seeds) - cu_segments[seeded]

@@ -27,6 +27,7 @@ def select_in_rounds(
     inverse_norm: Tensor | None,
     rows: Tensor | None,
     candidates: int,
+    above: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`greedy_select` with `objective="max_min"`, without a matrix (METHOD §5).
 
@@ -43,6 +44,7 @@ def select_in_rounds(
         rows: int64 [N], distinct in each segment, in any order; entries past the last boundary are not
             looked at. `None` for all rows.
         candidates: how many a round has, 128 at most.
+        above: segments of so many rows at most are left alone, and their picks -1.
 
     Returns:
         int64 [total] rows of `tokens` in the order of the picks, and fp32 [total] gains; what the budgets
@@ -79,7 +81,7 @@ def select_in_rounds(
         inverse_norm=inverse_norm,
         rows=ordered,
         cu_segments=cu_segments,
-        budgets=budgets,
+        budgets=torch.where(cu_segments.diff() > above, budgets, 0),
         cu_budgets=_running_total(budgets),
         seeds=torch.searchsorted(keys, _keys(seeds, cu_seeds, len(tokens))),
         cu_seeds=cu_seeds,

@@ -14,12 +14,12 @@ from trimtok_fast.inspection.devices import DATA_SHEETS
 from trimtok_fast.inspection.run import Inspection, Variant
 
 #: No table is wider than this, however wide the terminal.
-LINE = 110
+LINE = 108
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Print a table a target, the floors, and what breaks a budget."""
-    console.width = min(console.width, LINE)
+    console.width = min(console.width, LINE) if console.is_terminal else LINE
     for part in _parts(inspection):
         console.print(part)
         console.print()
@@ -36,16 +36,14 @@ def _parts(inspection: Inspection) -> Iterator[RenderableType]:
     if broken:
         yield Text("\n".join(["broken budgets", *(f"  {line}" for line in broken)]), "red")
     else:
-        yield Text(
-            "all budgets are kept: no spills, shared memory, matrix instructions, 128-bit loads", "green"
-        )
+        yield Text("all budgets are kept: spills, shared memory, matrix instructions, 128-bit loads", "green")
 
 
 def _target_table(target: str, variants: list[Variant]) -> Table:
     table = _table(
         target,
-        "the worst of a kernel's variants; matrix: matrix instructions in the code; load: bits that a thread "
-        "loads at once;\noccupancy: an estimate from registers, shared memory and warps",
+        "The worst of a kernel's variants. matrix: matrix instructions in the code; load: bits that a "
+        "thread\nloads at once; occupancy: an estimate, from registers, shared memory and warps.",
     )
     for heading in (
         "kernel",
@@ -58,18 +56,18 @@ def _target_table(target: str, variants: list[Variant]) -> Table:
         "load",
         "occupancy",
     ):
-        table.add_column(heading, justify="left" if heading == "kernel" else "right")
+        table.add_column(heading, justify="left" if heading == "kernel" else "right", no_wrap=True)
     for kernel, forms in groupby(sorted(variants, key=_place), key=_place):
         every = list(forms)
         taken = [form.resources for form in every]
         table.add_row(
-            ".".join(kernel),
+            kernel,
             str(len(every)),
             _span([one.num_warps for one in taken]),
             str(max(one.registers for one in taken)),
             str(max(one.spills for one in taken)),
             f"{max(one.shared_bytes for one in taken):,}",
-            str(min(one.matrix_instructions for one in taken)),
+            _span([one.matrix_instructions for one in taken]),
             str(min(one.widest_load for one in taken)),
             f"{min(form.occupancy for form in every):.0%}",
             style="red" if any(form.broken for form in every) else None,
@@ -77,8 +75,8 @@ def _target_table(target: str, variants: list[Variant]) -> Table:
     return table
 
 
-def _place(variant: Variant) -> tuple[str, str]:
-    return variant.module, variant.kernel
+def _place(variant: Variant) -> str:
+    return variant.place
 
 
 def _span(values: list[int]) -> str:
@@ -90,11 +88,12 @@ def _floor_table(inspection: Inspection) -> Table:
     sources = "; ".join(f"{sheet.name}: {sheet.source}" for sheet in DATA_SHEETS)
     table = _table(
         "Floors",
-        "the least that the data sheets' peak rates allow, in microseconds: never a time that was measured\n"
-        + sources,
+        "The least that the data sheets' peak rates allow, in microseconds: never a time that was measured.\n"
+        "GFMA: 10⁹ multiply-adds on matrix units.\n"
+        f"{sources}.",
     )
-    for heading in ("step", "kernel", "MB", "G multiply-adds", *(sheet.name for sheet in DATA_SHEETS)):
-        table.add_column(heading, justify="left" if heading in ("step", "kernel") else "right")
+    for heading in ("step", "kernel", "MB", "GFMA", *(sheet.name for sheet in DATA_SHEETS)):
+        table.add_column(heading, justify="left" if heading in ("step", "kernel") else "right", no_wrap=True)
     for floor in inspection.floors:
         table.add_row(
             floor.step,

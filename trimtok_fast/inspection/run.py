@@ -44,6 +44,11 @@ class Variant:
     occupancy: float
     broken: tuple[str, ...]
 
+    @property
+    def place(self) -> str:
+        """Module and kernel."""
+        return f"{self.module}.{self.kernel}"
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -81,7 +86,7 @@ class Inspection:
     @property
     def broken(self) -> list[str]:
         """All broken budgets, one line each."""
-        return [f"{v.kernel} on {v.target}: {what}" for v in self.variants for what in v.broken]
+        return [f"{v.place} on {v.target}: {what}" for v in self.variants for what in v.broken]
 
     def as_json(self) -> dict[str, Any]:
         """The same as numbers, strings, lists and dictionaries."""
@@ -152,6 +157,8 @@ def _broken(launch: Launch, taken: Resources, target: Target, workload: Workload
         yield f"{taken.shared_bytes} bytes of shared memory, wanted at most {target.shared_bytes}"
     if taken.endless_loops > 0:
         yield f"{taken.endless_loops} loops whose condition the compiler has taken for true"
+    if not taken.load_bits:
+        yield "no global load: nothing is left of the kernel"
     if itemsize == 2 and taken.products_by_hand > 0:
         yield f"{taken.products_by_hand} of {taken.products} products without matrix instructions"
     if itemsize == 2 and launch.kernel in PRODUCTS and taken.matrix_instructions == 0:

@@ -14,7 +14,16 @@ from trimtok_fast.backends.triton_greedy import form_of
 from trimtok_fast.budgets import kept_counts
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
-from trimtok_fast.kernels import directions, gather, greedy, pareto, rounds, similarity, statistics
+from trimtok_fast.kernels import (
+    directions,
+    gather,
+    greedy,
+    pareto,
+    recomputed,
+    rounds,
+    similarity,
+    statistics,
+)
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.segments import Segments
 
@@ -99,6 +108,7 @@ class Workload:
             total: int,
             seeds: Tensor,
             rows: Tensor | None = None,
+            workspace_bytes: int = config.workspace_bytes,
         ) -> object:
             return backend.greedy_select(
                 tokens,
@@ -113,7 +123,7 @@ class Workload:
                 inverse_norm=inverse_norm,
                 rows=rows,
                 candidates=config.candidates,
-                workspace_bytes=config.workspace_bytes,
+                workspace_bytes=workspace_bytes,
             )
 
         def each_image(objective: str) -> object:
@@ -128,7 +138,12 @@ class Workload:
             largest = 0
             for kind in greedy.SIZE_CLASSES:
                 size = largest = kind.largest or largest + 1
-                select(objective, Segments((0, size)), [1], (size,), 1, first_rows[:0])
+                one(objective, size, config.workspace_bytes)
+            one(objective, largest, 0)
+
+        def one(objective: str, size: int, workspace_bytes: int) -> None:
+            segment, seeds = Segments((0, size)), first_rows[:0]
+            select(objective, segment, [1], (size,), 1, seeds, workspace_bytes=workspace_bytes)
 
         return {
             "statistics": lambda: measure("sample"),
@@ -145,9 +160,9 @@ class Workload:
                 inverse_norm=inverse_norm,
                 candidates=1,
             ),
-            "coverage, images of other sizes": lambda: every_form("coverage"),
-            "max_min, the same": lambda: every_form("max_min"),
-            "max_mean, the same": lambda: every_form("max_mean"),
+            "coverage of any size": lambda: every_form("coverage"),
+            "max_min of any size": lambda: every_form("max_min"),
+            "max_mean of any size": lambda: every_form("max_mean"),
         }
 
     def traffic(self, step: str, modules: Collection[str]) -> dict[str, Traffic]:
@@ -166,6 +181,8 @@ class Workload:
             sizes, budgets, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
         if "rounds" in modules:
             return {"rounds": rounds.traffic(sizes, budgets, self.dim, dtype, config.candidates)}
+        if "recomputed" in modules:
+            return {"recomputed": recomputed.traffic(sizes, budgets, self.dim, dtype, objective)}
         form = form_of(torch.empty(0, self.dim, dtype=dtype), objective)
         parts = {
             "directions": directions.traffic(sizes, self.dim, dtype),
