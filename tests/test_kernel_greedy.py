@@ -33,6 +33,14 @@ FORMS = {
 }
 
 
+def quick(*names):
+    """All dtypes; those that are not named take too long for `make test`."""
+    return [
+        pytest.param(dtype, id=name, marks=() if name in names else pytest.mark.slow)
+        for name, dtype in DTYPES.items()
+    ]
+
+
 def select(
     tokens, cu_segments, budgets, objective="coverage", seeds=(), cu_seeds=None, known=True, **options
 ):
@@ -90,7 +98,7 @@ def test_the_textbooks_picks_on_structured_tokens(kind, offset, objective):
     check_selection(tokens, [0, 300], [60], objective, origin=origin, backend="triton")
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", quick("fp32"))
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_ragged_segments_rows_and_seeds_together(objective, dtype):
     tokens = make_tokens("clusters", 500, 24, dtype=dtype)
@@ -148,7 +156,7 @@ def test_what_is_not_finite_counts_as_a_zero_token(bad, objective):
     test_greedy.test_what_is_not_finite_counts_as_a_zero_token(bad, objective, "triton")
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", quick("fp16"))
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_all_forms_give_the_same_bits(objective, dtype, monkeypatch):
     tokens = make_tokens("clusters", 330, 70, offset=0.5, dtype=dtype)
@@ -201,7 +209,7 @@ def test_a_small_workspace_means_more_groups_and_the_same_bits(objective, monkey
         assert len({arguments[18] for _, arguments, _ in recorder.calls}) == groups
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", quick("fp32"))
 @pytest.mark.parametrize("objective", ["coverage", "max_mean"])
 def test_what_does_not_fit_the_workspace_is_computed_at_each_use(objective, dtype):
     tokens = make_tokens("photo-like", 220, 40, offset=1.0, dtype=dtype)
@@ -329,7 +337,7 @@ def compiled(monkeypatch, dtype):
     return reports
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", quick("fp16"))
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(objective, dtype, monkeypatch):
     tokens = make_tokens("clusters", 110, 70, offset=0.5, dtype=dtype)
@@ -359,7 +367,7 @@ def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(obje
         assert certify(tokens, results[0][0][start:end], **judge).regret <= test_greedy.TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", quick("bf16"))
 @pytest.mark.parametrize("objective", ["coverage", "max_mean"])
 def test_the_compiled_code_is_right_where_nothing_is_stored(objective, dtype, monkeypatch):
     tokens = make_tokens("clusters", 100, 70, offset=0.5, dtype=dtype)

@@ -222,7 +222,6 @@ DIRECTION_FAULTS = {
         "mask = mask_m[:, None] & (offs_d < D)[None, :]\n    from_row",
         "mask = mask_m[:, None] & (offs_d >= 0)[None, :]\n    from_row",
     ),
-    "lengths of the origin's other side": ("centred += tl.sum(x * x, 1)", "centred = norm"),
 }
 
 
