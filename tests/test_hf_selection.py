@@ -228,8 +228,7 @@ def test_keeping_everything_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("distances were computed")
 
-    monkeypatch.setattr("trimtok_fast.pipeline.token_statistics", never)
-    monkeypatch.setattr("trimtok_fast.pipeline.greedy_select", never)
+    monkeypatch.setattr("trimtok_fast.hf.selection.prune", never)
     family, model = FAMILIES["llava"], model_of("llava")
     for config in (tt.PruneConfig(keep_ratio=1.0), tt.PruneConfig(keep_tokens=10_000)):
         with tt.patched(model, config) as handle, torch.no_grad():
