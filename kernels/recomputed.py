@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.kernels.directions import direction_block, inverse_length, inverse_norms, launch_config
 from trimtok_fast.kernels.greedy import TAKEN, absorb, largest_streamed, list_moved
@@ -435,7 +436,8 @@ def recomputed_launch(
             BLOCK_M=config.block_m,
             BLOCK_D=config.block_d,
             BLOCK_SCAN=4096,
-            num_warps=4 if phase == "pick" else 8,  # the products' operands pass through registers
+            # The products' operands pass through registers, of which AMD gives a thread of 8 warps too few.
+            num_warps=4 if phase == "pick" or common.platform() == "hip" else 8,
             num_stages=config.num_stages,
             enable_fp_fusion=False,
         )

@@ -298,7 +298,7 @@ def test_no_value_is_read_on_the_host(objective, known, fits, monkeypatch):
     tokens, rows = make_tokens("noise", 60, 8), torch.arange(60)
     boundaries = torch.tensor([0, 20, 60])
     with NoReads():
-        backend.greedy_select(
+        backend.select_stored(
             tokens,
             boundaries,
             torch.tensor([3, 4]),
@@ -311,7 +311,6 @@ def test_no_value_is_read_on_the_host(objective, known, fits, monkeypatch):
             origin=None,
             inverse_norm=None,
             rows=rows,
-            candidates=8,
             workspace_bytes=2**25 if fits else 0,
         )
     assert any(getattr(module, name).calls for module, name in KERNELS)

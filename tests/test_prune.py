@@ -248,7 +248,17 @@ def test_nothing_in_prune_waits_for_the_device(pool_objective, workspace_bytes, 
 
 def without_kernels(monkeypatch):
     """Let every launch of a kernel do nothing."""
-    for name in ("statistics", "directions", "similarity", "greedy", "rounds", "dpp", "pareto", "gather"):
+    for name in (
+        "statistics",
+        "directions",
+        "similarity",
+        "greedy",
+        "recomputed",
+        "rounds",
+        "dpp",
+        "pareto",
+        "gather",
+    ):
         module = importlib.import_module(f"trimtok_fast.kernels.{name}")
         for kernel in [key for key in vars(module) if key.startswith("_") and key.endswith("_kernel")]:
             monkeypatch.setattr(module, kernel, collections.defaultdict(lambda: lambda *a, **k: None))
