@@ -10,6 +10,7 @@ from trimtok_fast import statistics as constants
 ZERO_NORM = tl.constexpr(constants.ZERO_NORM)
 LARGEST_NORM = tl.constexpr(constants.LARGEST_NORM)
 ZERO_SHARE = tl.constexpr(constants.ZERO_SHARE)
+ZERO_DISTANCE = tl.constexpr(constants.ZERO_DISTANCE)
 ZERO_DIVERSITY = tl.constexpr(constants.ZERO_DIVERSITY)
 ZERO_SUM = tl.constexpr(constants.ZERO_SUM)
 

@@ -28,22 +28,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast import statistics as constants
-from trimtok_fast.kernels.common import Traffic
-
-ZERO_NORM = tl.constexpr(constants.ZERO_NORM)
-LARGEST_NORM = tl.constexpr(constants.LARGEST_NORM)
-ZERO_SHARE = tl.constexpr(constants.ZERO_SHARE)
-
-#: Squares of what is below 1e-19 have too few digits in fp32: sums of such are made of enlarged numbers.
-ENLARGED = tl.constexpr(2.0**60)
-SMALL_SQUARE = tl.constexpr(1e-20)
+from trimtok_fast.kernels.common import (
+    LARGEST_NORM,
+    SCALE,
+    SMALL_SQUARE,
+    UNSCALE,
+    ZERO_NORM,
+    ZERO_SHARE,
+    Traffic,
+)
 
 
 @triton.jit
 def _length(square, enlarged):
     """The root of a sum of squares, from the sum and the sum of the enlarged numbers' squares."""
-    return tl.where(square < SMALL_SQUARE, tl.sqrt_rn(enlarged) / ENLARGED, tl.sqrt_rn(square))
+    return tl.where(square < SMALL_SQUARE, tl.sqrt_rn(enlarged) * UNSCALE, tl.sqrt_rn(square))
 
 
 @triton.jit
@@ -81,11 +80,11 @@ def inverse_norms(
             x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
             x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
             norm += tl.sum(x * x, 1)
-            small_norm += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
+            small_norm += tl.sum((x * SCALE) * (x * SCALE), 1)
             if origin_ptr is not None:
                 x -= tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)[None, :]
             centred += tl.sum(x * x, 1)
-            small_centred += tl.sum((x * ENLARGED) * (x * ENLARGED), 1)
+            small_centred += tl.sum((x * SCALE) * (x * SCALE), 1)
         norm = _length(norm, small_norm)
         centred = _length(centred, small_centred)
         usable = mask_m & (norm >= ZERO_NORM) & (norm <= LARGEST_NORM) & (centred > norm * ZERO_SHARE)

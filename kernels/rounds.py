@@ -42,8 +42,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast import statistics as constants
-from trimtok_fast.kernels.common import Traffic
+from trimtok_fast.kernels.common import LARGEST_NORM, ZERO_DISTANCE, ZERO_NORM, ZERO_SHARE, Traffic
 
 #: Tokens in a group.
 GROUP = tl.constexpr(16)
@@ -63,11 +62,6 @@ LAST = tl.constexpr(2**31 - 1)
 NO_KEY = tl.constexpr(-1)
 #: Below every key of a typical token, which may be negative.
 NO_TYPICAL = tl.constexpr(-(2**63))
-
-ZERO_NORM = tl.constexpr(constants.ZERO_NORM)
-LARGEST_NORM = tl.constexpr(constants.LARGEST_NORM)
-ZERO_SHARE = tl.constexpr(constants.ZERO_SHARE)
-ZERO_DISTANCE = tl.constexpr(constants.ZERO_DISTANCE)
 
 #: A segment's state: picks made, picks whose distances v knows, columns that `absorb` is to take in.
 COUNT, MET, ACCEPTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

@@ -31,6 +31,20 @@ def guarded(values: Tensor, column_step: int = 1, lead: int = 1) -> Tensor:
     return view.view_as(values) if values.ndim == 2 else view[0]
 
 
+def awkward(tokens):
+    """The same values: transposed, strided and misaligned among NaN."""
+    count, width = tokens.shape
+    wide = torch.full((count + 2, 2 * width + 5), float("nan"), dtype=tokens.dtype)
+    wide[1:-1, 1 : 1 + 2 * width : 2] = tokens
+    flat = torch.full((count * width + 2,), float("nan"), dtype=tokens.dtype)
+    flat[1:-1] = tokens.flatten()
+    return {
+        "transposed": tokens.T.contiguous().T,
+        "strided": wide[1:-1, 1 : 1 + 2 * width : 2],
+        "misaligned": flat[1:-1].view(count, width),
+    }
+
+
 @contextlib.contextmanager
 def guarded_allocation() -> Iterator[None]:
     """Every `new_empty` starts as NaN (or the largest integer) amid a zone that must not be written to."""
@@ -63,6 +77,21 @@ class Launches:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *args, **options: self.run(self.kernel, grid, *args, **options)
+
+
+class Recorder:
+    """Stands in for a kernel: keeps what it is launched with, and passes it on if there is something to."""
+
+    def __init__(self, kernel, run=None):
+        self.kernel, self.run, self.calls = kernel, run, []
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.calls.append((grid, arguments, options))
+            if self.run is not None:
+                self.run(self.kernel, grid, arguments, options)
+
+        return launch
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, SHAPES, make_tokens
-from tests.kernel_tools import awkward
+from tests.kernel_harness import awkward
 from tests.test_planted_faults import plant
 from trimtok_fast.backends import dpp, reference
 from trimtok_fast.backends import torch as torch_backend

@@ -10,8 +10,7 @@ import torch
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_dpp
-from tests.kernel_harness import guarded_allocation, mutant
-from tests.kernel_tools import awkward
+from tests.kernel_harness import awkward, guarded_allocation, mutant
 from tests.simulated import simulated
 from tests.test_dpp import check_against_reference, weights
 from trimtok_fast.kernels import dpp

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_greedy
-from tests.kernel_tools import Recorder, altered
+from tests.kernel_harness import Recorder, mutant
 from tests.test_greedy import check_selection
 from trimtok_fast.backends import triton_greedy as backend
 from trimtok_fast.certificate import certify
@@ -464,7 +464,7 @@ CHECKS = {
 def test_a_fault_is_seen(fault, monkeypatch, tmp_path):
     module = fault[0]
     kernel, *check = CHECKS[module]
-    monkeypatch.setattr(module, kernel, getattr(altered(module, *FAULTS[fault], tmp_path), kernel))
+    monkeypatch.setattr(module, kernel, getattr(mutant(module, *FAULTS[fault], tmp_path), kernel))
     with pytest.raises((AssertionError, IndexError)):
         selections(*check)
 
@@ -485,7 +485,7 @@ BARRIERS = {
 def test_a_missing_barrier_is_seen(objective, snippet, monkeypatch, tmp_path):
     from tests.ptxsim import GlobalRace
 
-    copy = altered(greedy, snippet, snippet.replace("tl.debug_barrier()", "pass"), tmp_path)
+    copy = mutant(greedy, snippet, snippet.replace("tl.debug_barrier()", "pass"), tmp_path)
     monkeypatch.setattr(greedy, "SIZE_CLASSES", (FORMS["streamed"],))
     monkeypatch.setattr(greedy, "_greedy_kernel", copy._greedy_kernel)
     compiled(monkeypatch, torch.float16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.workloads import DTYPES, SHAPES, make_tokens
-from tests.kernel_tools import Recorder, altered, awkward
+from tests.kernel_harness import Recorder, awkward, mutant
 from trimtok_fast.backends import reference
 from trimtok_fast.backends import triton_greedy as backend
 from trimtok_fast.kernels import directions, similarity
@@ -200,7 +200,7 @@ def test_a_fault_in_similarity_is_seen(old, new, monkeypatch, tmp_path):
         test_duplicates_zeros_and_what_is_not_finite, objective="max_min", dtype=torch.float32
     )
     monkeypatch.setattr(
-        similarity, "_similarity_kernel", altered(similarity, old, new, tmp_path)._similarity_kernel
+        similarity, "_similarity_kernel", mutant(similarity, old, new, tmp_path)._similarity_kernel
     )
     with pytest.raises(AssertionError):
         check()
@@ -228,7 +228,7 @@ DIRECTION_FAULTS = {
 @pytest.mark.parametrize(("old", "new"), DIRECTION_FAULTS.values(), ids=DIRECTION_FAULTS)
 def test_a_fault_in_directions_is_seen(old, new, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        directions, "_directions_kernel", altered(directions, old, new, tmp_path)._directions_kernel
+        directions, "_directions_kernel", mutant(directions, old, new, tmp_path)._directions_kernel
     )
     with pytest.raises(AssertionError):
         test_ragged_segments_of_rows_about_origins("coverage", torch.float32)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
-from tests.kernel_tools import awkward
+from tests.kernel_harness import awkward
 from tests.test_planted_faults import plant
 from tests.test_prune import CU_IMAGES, CU_TEXT, CU_TOKENS, batch, without_kernels
 from trimtok_fast.backends import reference
