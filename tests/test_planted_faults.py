@@ -21,7 +21,7 @@ from tests.test_greedy import check_selection
 from tests.test_pareto import check_fronts
 from tests.test_statistics import check_statistics
 from trimtok_fast import budgets, certificate, pipeline, segments
-from trimtok_fast.backends import directions, greedy, reference
+from trimtok_fast.backends import directions, greedy, lockstep, reference
 from trimtok_fast.backends import torch as torch_backend
 from trimtok_fast.certificate import certify
 from trimtok_fast.config import OBJECTIVES
@@ -65,15 +65,19 @@ def statistics():
 def selection(objective):
     """Ties, seeds, zero tokens, given norms, ragged rows; few and many candidates, small and no workspace."""
     degenerate = test_greedy.TestDegenerate()
-    degenerate.test_equal_tokens_are_picked_from_the_lowest_row(objective, "torch")
-    if objective != "max_mean":
-        degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row(objective, "torch")
-    degenerate.test_seeds_come_first_in_their_order(objective, "torch")
-    degenerate.test_a_batch_equals_its_segments_alone(objective, "torch")
+    for largest in (greedy.ONE_ROUND, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(greedy, "ONE_ROUND", largest)
+            degenerate.test_equal_tokens_are_picked_from_the_lowest_row(objective, "torch")
+            if objective != "max_mean":
+                degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row(objective, "torch")
+            degenerate.test_seeds_come_first_in_their_order(objective, "torch")
+            degenerate.test_a_batch_equals_its_segments_alone(objective, "torch")
 
     tokens = make_tokens("noise", 100, 4)  # many are more than a right angle apart
     tokens[3] = 0
-    check_selection(tokens, [0, 100], [30], objective, seeds=torch.tensor([3, 50]))
+    for budget in (30, 40):
+        check_selection(tokens, [0, 100], [budget], objective, seeds=torch.tensor([3, 50]))
     tokens = make_tokens("noise", 60, 24)
     check_selection(tokens, [0, 60], [12], objective, tokens.mean(0, keepdim=True), candidates=1)
     tokens = make_tokens("clusters", 700, 24, offset=0.5)
@@ -148,29 +152,24 @@ FAULTS = {
         ("zero tokens counted", "(norm >= constants.ZERO_NORM) & ", ""),
         ("origin ignored in the norms", "block.sub_(origin[sample])", "block"),
         ("alignment about 0", "block.sub_(origin[sample])", "(block - origin[sample])"),
-        ("origin of the last image", "total += rest", "total = rest"),
+        ("origin of the last image", "total += sum(rest)", "total = sum(rest)"),
         ("sum of the last block", "torch.stack(sums).sum(0, ", "torch.stack(sums[-1:]).sum(0, "),
         (
             "variation of the batch",
             "(direction_sum[span], square[span], nonzero[span])",
             "(direction_sum, square, nonzero)",
         ),
-        ("last bits from a neighbour", "total += rest", "total += rest + 1e-7 * tokens[0]"),
+        ("last bits from a neighbour", "total += sum(rest)", "total += sum(rest) + 1e-7 * tokens[0]"),
     ],
     (torch_backend._blocks, statistics): [
         ("last row lost", "BLOCK_ROWS, segment.stop)", "BLOCK_ROWS, max(segment.stop - 1, start + 1))")
     ],
     (torch_backend._mean_direction, statistics): [
         ("zero text tokens left out", "(segment.stop - segment.start)", "text[segment].any(1).sum()"),
-        ("lengths of text tokens", "weights[0] @", "weights[0].sign() @"),
+        ("lengths of text tokens", " @ block", ".sign() @ block"),
     ],
-    (torch_backend._weights, statistics): [
+    (torch_backend._usable_inverse, statistics): [
         ("zero tokens that weigh", "inverse_of(norm, norm)", "norm.reciprocal()"),
-        (
-            "zero tokens left out of the mean",
-            "norm <= constants.LARGEST_NORM\n",
-            "norm >= constants.ZERO_NORM\n",
-        ),
     ],
     (torch_backend._alignment, statistics): [
         ("zero tokens aligned without text", "words == 0", "words < 0"),
@@ -219,9 +218,27 @@ FAULTS = {
         ("moves not taken out of the gains", "gain -= _handed_over", "_handed_over"),
         ("only the first block of moves", "moved[start : start + BLOCK_ROWS]", "moved[:BLOCK_ROWS]"),
         ("bounds not refreshed after a flush", "PICKED, gain)", "PICKED, bound)"),
-        ("negative similarities", "cosine.clamp_(min=0).masked", "cosine.masked"),
         ("best forgets", "np.maximum(best, similarities", "np.maximum(0, similarities"),
         ("picks revived by a flush", "np.where(bound == PICKED, PICKED, gain)", "gain.copy()"),
+    ],
+    (greedy.coverage_similarities, COVERAGE): [
+        ("negative similarities", "cosine.clamp_(min=0).masked", "cosine.masked")
+    ],
+    (lockstep.coverage, COVERAGE): [
+        ("picked again", "gain[places, pick] = NEVER", "pass"),
+        ("another segment's row", "places * width + pick", "places[::-1] * width + pick"),
+        ("seeds left out", "np.where(seed >= 0, seed, ", "np.where(seed < -1, seed, "),
+    ],
+    (lockstep._hand_over, COVERAGE): [
+        ("more than the move", "np.minimum(lost,", "np.maximum(lost,"),
+        ("old values left in", "lost -= old", "pass"),
+        ("only the first block of moves", "range(0, len(moved), BLOCK_ROWS)", "(0,)"),
+        ("another segment's gains", "gain[segment[starts]]", "gain[segment[starts][::-1]]"),
+    ],
+    (greedy._one_round, MAX_MIN): [
+        ("zero tokens that are far", "apart[~present] = np.inf", "pass"),
+        ("the first pick alone", "apart[picks].min(0)", "apart[picks[0]]"),
+        ("duplicates apart", "distance.masked_fill_(distance < constants.ZERO_DISTANCE, 0)", "distance"),
     ],
     (greedy._handed_over, COVERAGE): [
         ("more than the move", "torch.minimum(block,", "torch.maximum(block,"),
@@ -265,9 +282,13 @@ FAULTS = {
         ("tie to the highest row", "(value.argmax())", "(len(value) - 1 - value[::-1].argmax())"),
     ],
     (torch_backend.greedy_select, MAX_MIN): [
-        ("rows not sorted", "rows[own].sort().values", "rows[own]"),
+        ("rows not sorted", "rows[own[index]].sort().values", "rows[own[index]]"),
         ("origin of the first segment", "origin[index]", "origin[0]"),
-        ("positions for rows", "own[torch.tensor", "(segment.start + own * 0)[torch.tensor"),
+        (
+            "positions for rows",
+            "own[index][torch.tensor",
+            "torch.arange(segments[index].start, segments.end)[torch.tensor",
+        ),
     ],
     (torch_backend.pareto_front, fronts): [
         ("equal pairs in different fronts", "if point != previous", "if True"),

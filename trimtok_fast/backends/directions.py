@@ -115,11 +115,15 @@ class Similarities:
         finish: Callable[[Tensor], object] = lambda cosine: None,
     ) -> None:
         self.directions, self.dtype, self.scale, self.finish = directions, dtype, scale, finish
-        size = len(directions)
-        fits = size * size * dtype.itemsize + directions.nbytes <= workspace_bytes
-        self.matrix = self._fill(self._empty(size)) if fits else None
+        fits = self.nbytes(directions, dtype) <= workspace_bytes
+        self.matrix = self._fill(self._empty(len(directions))) if fits else None
         # numpy's view of it: made once, as a pick takes less time than the making of a view or two
         self.table = to_host(self.matrix) if self.matrix is not None and self.matrix.is_cpu else None
+
+    @staticmethod
+    def nbytes(directions: Directions, dtype: torch.dtype) -> int:
+        """What storing them takes, the directions included."""
+        return len(directions) ** 2 * dtype.itemsize + directions.nbytes
 
     def _empty(self, size: int) -> Tensor:
         like = self.directions.rows

@@ -17,6 +17,8 @@ from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, Simi
 MOVED = 32
 #: The bound of a picked token. Not -1: recomputed similarities may differ in a bit, and gains end below 0.
 PICKED = np.iinfo(np.int64).min
+#: Where max_min picks a third or more of at most this many tokens, one round takes them all for candidates.
+ONE_ROUND = 2560
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
@@ -29,18 +31,9 @@ def coverage(
     A pick moves the few tokens whose best it raises; only they change any gain. The moves of some picks are
     collected and taken out of all gains together. Meanwhile the gains, which only fall, are bounds, and the
     two or three that could win a pick are made exact.
-
-    Similarities are whole numbers, `scale` for 1: sums of them do not depend on the order, running gains do
-        not drift,
-    and ties that are exact in the maths are exact here. BLOCK_ROWS of them, summed, fit their dtype.
     """
-    dtype, scale = (torch.int64, 2.0**40) if directions.dtype == torch.float64 else (torch.int32, 2.0**22)
-    duplicate = scale * (1 - constants.ZERO_DISTANCE)
-
-    def finish(cosine: Tensor) -> Tensor:
-        return cosine.clamp_(min=0).masked_fill_(cosine > duplicate, scale).add_(0.5)
-
-    similarities = Similarities(directions, workspace_bytes, dtype, scale, finish)
+    similarities = coverage_similarities(directions, workspace_bytes)
+    dtype, scale = similarities.dtype, similarities.scale
     gain = np.zeros(len(directions), dtype=np.int64)
     for part in directions.parts():
         gain += to_host(similarities[part].sum(0, dtype=dtype))
@@ -69,6 +62,25 @@ def coverage(
         bound[pick] = PICKED
         np.maximum(best, similarities.row(pick), out=best)
     return picks, gains
+
+
+def whole_numbers(dtype: torch.dtype) -> tuple[torch.dtype, float]:
+    """What sim⁺ is counted in, and how many for 1: sums do not hang on the order, running gains do not drift.
+
+    Ties that are exact in the maths are exact here. BLOCK_ROWS similarities, summed, fit the dtype.
+    """
+    return (torch.int64, 2.0**40) if dtype == torch.float64 else (torch.int32, 2.0**22)
+
+
+def coverage_similarities(directions: Directions, workspace_bytes: int) -> Similarities:
+    """sim⁺ of one segment, as whole numbers."""
+    dtype, scale = whole_numbers(directions.dtype)
+    duplicate = scale * (1 - constants.ZERO_DISTANCE)
+
+    def finish(cosine: Tensor) -> Tensor:
+        return cosine.clamp_(min=0).masked_fill_(cosine > duplicate, scale).add_(0.5)
+
+    return Similarities(directions, workspace_bytes, dtype, scale, finish)
 
 
 def _handed_over(similarities: Similarities, moved: Array, old: Array, new: Array) -> Array:
@@ -144,7 +156,7 @@ def _distance(cosine: Array) -> Array:
 
 
 def max_min(
-    directions: Directions, budget: int, seeds: list[int], candidates: int
+    directions: Directions, budget: int, seeds: list[int], candidates: int, workspace_bytes: int
 ) -> tuple[list[int], list[float]]:
     """k-centre in rounds, without a matrix: METHOD §5, and lazily.
 
@@ -160,6 +172,12 @@ def max_min(
     if len(picks) == budget:
         return picks, gains
     present = directions.present
+    if (
+        len(directions) <= min(ONE_ROUND, 3 * budget)
+        and Similarities.nbytes(directions, directions.dtype) <= workspace_bytes
+    ):
+        more, distances = _one_round(directions, picks, budget - len(picks), workspace_bytes)
+        return picks + more, gains + distances
     first = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
     # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
     centres = first.new_empty(first.shape[1], budget)
@@ -213,6 +231,26 @@ def max_min(
         centres[:, count : count + len(joining)] = joining.T
         count += len(joining)
     return picks, gains
+
+
+def _one_round(
+    directions: Directions, picks: list[int], budget: int, workspace_bytes: int
+) -> tuple[list[int], list[float]]:
+    """All tokens as candidates: one square product, half of it made, for all of the tall ones."""
+    present = directions.present
+
+    def finish(cosine: Tensor) -> Tensor:
+        distance = cosine.neg_().add_(1)
+        return distance.masked_fill_(distance < constants.ZERO_DISTANCE, 0)
+
+    apart = to_host(Similarities(directions, workspace_bytes, directions.dtype, finish=finish)[slice(None)])
+    apart[~present] = np.inf  # a zero token that is picked changes no other value
+    value = np.where(present, np.inf, 0.0).astype(apart.dtype)
+    value = np.minimum(value, apart[picks].min(0))
+    value[picks] = -1
+    nothing = (-np.inf, -1)
+    won, distances = _contest(apart, value, np.arange(len(value)), nothing, budget)
+    return won.tolist(), distances
 
 
 def largest(value: Array, count: int) -> tuple[Array, tuple[float, int]]:

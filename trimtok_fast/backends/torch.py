@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
+from trimtok_fast.backends import lockstep
 from trimtok_fast.backends.directions import BLOCK_ROWS, Directions, compute_dtype, inverse_of, to_host
 from trimtok_fast.backends.dpp import dpp
 from trimtok_fast.backends.greedy import coverage, max_mean, max_min
@@ -48,19 +49,23 @@ def token_statistics(
         if text is not None and cu_text is not None and cu_text.lengths[sample] > 0:
             mean_text = _mean_direction(text, cu_text[sample], dtype)
         own = [images[k] for k in range(span.start, span.stop)]
-        total, usable = tokens.new_zeros(tokens.shape[1], dtype=torch.float64), 0
+        total = tokens.new_zeros(tokens.shape[1], dtype=torch.float64)
         for image, segment in enumerate(own, start=span.start):
             sums = []
             for part, block in _blocks(tokens, segment, buffer):
-                weights, count = _weights(block, torch.linalg.vector_norm(block, dim=1, out=norm[part]))
-                sums.append(weights @ block)  # both sums for the price of one
-                usable += count
+                inverse = _usable_inverse(block, torch.linalg.vector_norm(block, dim=1, out=norm[part]))
+                # Where a mean is wanted, the tokens' sum costs little beside the directions'.
+                weights = (
+                    inverse[None] if origin is None else torch.stack([inverse, torch.ones_like(inverse)])
+                )
+                sums.append(weights @ block)
                 if origin is None and mean_text is not None and dot is not None:
                     dot[part] = block.mv(mean_text)
-            direction_sum[image], rest = torch.stack(sums).sum(0, dtype=torch.float64)
-            total += rest
+            direction_sum[image], *rest = torch.stack(sums).sum(0, dtype=torch.float64)
+            total += sum(rest)
         if origin is None:
             continue
+        usable = sum((norm[segment] <= constants.LARGEST_NORM).sum() for segment in own)
         origin[sample] = total / max(usable, 1)
         for segment in own:
             for part, block in _blocks(tokens, segment, buffer):
@@ -98,24 +103,22 @@ def _blocks(tokens: Tensor, segment: slice, buffer: Tensor) -> Iterator[tuple[sl
         yield part, buffer[: part.stop - part.start].copy_(tokens[part])
 
 
-def _weights(block: Tensor, norm: Tensor) -> tuple[Tensor, int]:
-    """Rows of weights [2, k] that sum the directions and the tokens; and the number of usable tokens.
+def _usable_inverse(block: Tensor, norm: Tensor) -> Tensor:
+    """1 / ‖x‖ of the block's rows, 0 for zero tokens; rows that are not finite are made zero tokens first.
 
-    Tokens that are not finite are made zero tokens, in the block too: a weight of 0 would not stop them.
+    In the block too: a weight of 0 would not stop them.
     """
-    low, high = norm.aminmax()
+    low, high = (end.item() for end in norm.aminmax())
     if low >= constants.ZERO_NORM and high <= constants.LARGEST_NORM:  # no NaN passes
-        return torch.stack([norm.reciprocal(), torch.ones_like(norm)]), len(block)
-    usable = norm <= constants.LARGEST_NORM
-    block[~usable] = 0
-    return torch.stack([inverse_of(norm, norm).nan_to_num(nan=0), usable.to(norm.dtype)]), int(usable.sum())
+        return norm.reciprocal()
+    block[~(norm <= constants.LARGEST_NORM)] = 0
+    return inverse_of(norm, norm).nan_to_num_(nan=0)
 
 
 def _mean_direction(text: Tensor, segment: slice, dtype: torch.dtype) -> Tensor:
     total = text.new_zeros(text.shape[1], dtype=torch.float64)
     for _, block in _blocks(text, segment, _block_buffer(text)):
-        weights, _ = _weights(block, torch.linalg.vector_norm(block, dim=1))
-        total += weights[0] @ block
+        total += _usable_inverse(block, torch.linalg.vector_norm(block, dim=1)) @ block
     return (total / (segment.stop - segment.start)).to(dtype)
 
 
@@ -159,25 +162,39 @@ def greedy_select(
     candidates: int,
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Every segment's greedy, one after the other."""
+    """Every segment's greedy: small ones together if the objective is coverage, the others by themselves."""
     device = tokens.device
-    picks, gains = [tokens.new_empty(0, dtype=torch.int64)], []
+    own: dict[int, Tensor] = {}
     for index, (segment, budget) in enumerate(zip(segments, budgets, strict=True)):
-        if budget == 0:
-            continue
-        own = torch.arange(segment.start, segment.stop, device=device)
-        if rows is not None:
-            own = rows[own].sort().values
+        if budget > 0:
+            own[index] = torch.arange(segment.start, segment.stop, device=device)
+            if rows is not None:
+                own[index] = rows[own[index]].sort().values
+    start = {index: torch.searchsorted(own[index], seeds[cu_seeds[index]]).tolist() for index in own}
+
+    def load(index: int) -> Directions:
         about = None if origin is None else origin[index]
-        directions = Directions(tokens, own, about, inverse_norm, workspace_bytes)
-        start = torch.searchsorted(own, seeds[cu_seeds[index]]).tolist()
+        return Directions(tokens, own[index], about, inverse_norm, workspace_bytes)
+
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    if objective == "coverage":
+        sizes = {index: len(of) for index, of in own.items()}
+        dtype = compute_dtype(tokens)
+        for group in lockstep.groups(sizes, tokens.shape[1], dtype, workspace_bytes):
+            found |= lockstep.coverage(load, group, sizes, budgets, start, dtype, workspace_bytes)
+    for index in own.keys() - found.keys():
+        directions, given, budget = load(index), start[index], budgets[index]
         if objective == "coverage":
-            order, gain = coverage(directions, budget, start, workspace_bytes)
+            found[index] = coverage(directions, budget, given, workspace_bytes)
         elif objective == "max_min":
-            order, gain = max_min(directions, budget, start, candidates)
+            found[index] = max_min(directions, budget, given, candidates, workspace_bytes)
         else:
-            order, gain = max_mean(directions, budget, start, workspace_bytes)
-        picks.append(own[torch.tensor(order, dtype=torch.int64, device=device)])
+            found[index] = max_mean(directions, budget, given, workspace_bytes)
+
+    picks, gains = [tokens.new_empty(0, dtype=torch.int64)], []
+    for index in own:
+        order, gain = found[index]
+        picks.append(own[index][torch.tensor(order, dtype=torch.int64, device=device)])
         gains += gain
     return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=device)
 
