@@ -495,6 +495,7 @@ def llama4_config(**changes: Any) -> dict[str, Any]:
         "image_token_index": IMAGE,
         "boi_token_index": START,
         "eoi_token_index": END,
+        "pad_token_id": PAD,
     }
 
 

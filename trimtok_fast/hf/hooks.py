@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from trimtok_fast.errors import InvalidInputError, PatchStateError
 from trimtok_fast.hf.cache import Slots, TrimmedCache, seal
 from trimtok_fast.hf.families import Place
+from trimtok_fast.hf.images import MODALITIES, check_placeholders
 from trimtok_fast.hf.masks import padding_mask
 from trimtok_fast.hf.selection import Prefill, Prompt, Settings, select
 from trimtok_fast.hf.trimming import kept_slots, resume, trim_labels, trim_prefill
-
-MODALITIES = ("image", "video")
 
 
 @dataclass
@@ -78,19 +77,11 @@ class Hooks:
     def before_outer(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note ids, mask and the features that come ready-made."""
         kwargs = _named(module, args, kwargs)
-        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        if ids is None and not _length(cache):
-            raise InvalidInputError(
-                "inputs_embeds",
-                "input_ids, in which the placeholders of the images can be found",
-                "inputs_embeds alone",
-                "Pass input_ids and the images, or unpatch the model for this call.",
-            )
         features = _ready_made(kwargs)
         labels, logits_to_keep = getattr(self._now, "asked", (None, None))
         self._now.asked = None, None
         self._now.call = Call(
-            ids=ids,
+            ids=kwargs.get("input_ids"),
             mask=kwargs.get("attention_mask"),
             entries={m: lengths(features[m]) for m in MODALITIES if features.get(m) is not None},
             labels=labels,
@@ -116,10 +107,20 @@ class Hooks:
                 raise _late_images("a trimmed KV cache")
             call.before = cache.slots
             call.slots = resume(kwargs, config, drift)
-        elif call.entries and call.ids is not None:
-            self._prefill(call, kwargs, config)
-        else:
+            return args, kwargs
+        if call.ids is None:
+            if call.entries or not _length(cache):
+                raise InvalidInputError(
+                    "inputs_embeds",
+                    "input_ids, in which the placeholders of the images can be found",
+                    "inputs_embeds alone",
+                    "Pass input_ids and the images, or unpatch the model for this call.",
+                )
             return None
+        if call.ids.shape[1] > 1 and not _length(cache):
+            check_placeholders(call.ids, call.entries, self.place.outer.config)
+        if call.entries:
+            self._prefill(call, kwargs, config)
         return args, kwargs
 
     def _prefill(self, call: Call, kwargs: dict[str, Any], config: Any) -> None:
@@ -129,9 +130,9 @@ class Hooks:
         prefill = select(prompt, self.place.family, self.place.outer.config, self.settings, self.group)
         if prefill is None:
             return
-        dropped = not torch.equal(prefill.visual_before, prefill.visual_after)
-        if dropped and _length(kwargs.get("past_key_values")):
+        if self.settings.config.keep_ratio != 1 and _length(kwargs.get("past_key_values")):
             raise _late_images("a KV cache that is not empty, as in chunked prefill")
+        dropped = not torch.equal(prefill.visual_before, prefill.visual_after)
         if dropped and isinstance(call.logits_to_keep, Tensor):
             raise InvalidInputError(
                 "logits_to_keep",

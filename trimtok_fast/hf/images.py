@@ -17,6 +17,8 @@ from trimtok_fast.errors import InvalidInputError
 from trimtok_fast.hf.families import Family
 from trimtok_fast.validation import describe
 
+MODALITIES = ("image", "video")
+
 #: Tokens of each entry that a feature getter returned, by modality ("image", "video"), in the batch's order.
 Entries = Mapping[str, list[int]]
 
@@ -33,6 +35,21 @@ def placeholder(config: Any, modality: str) -> int:
     """The id that stands for a token of this modality (InternVL puts a video's into the image's)."""
     found = getattr(config, f"{modality}_token_id", None)
     return config.image_token_id if found is None else found
+
+
+def check_placeholders(ids: Tensor, entries: Entries, config: Any) -> None:
+    """Raise where features may have been put that nobody saw: they would stay, all of them, in silence."""
+    seen = {placeholder(config, modality) for modality in entries}
+    for modality in MODALITIES:
+        token = placeholder(config, modality)
+        if token not in seen and bool((ids == token).any()):
+            raise InvalidInputError(
+                "input_ids",
+                f"placeholders of {modality}s ({token}) in the call that encodes the {modality}s",
+                f"placeholders, and no call of get_{modality}_features",
+                "Pass the pixels with the ids. Some releases of transformers lose them in a step without a cache "
+                "or in a chunk of a prompt.",
+            )
 
 
 def image_starts(

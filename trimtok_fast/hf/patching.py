@@ -20,7 +20,8 @@ from trimtok_fast.errors import (
     UnsupportedModelError,
 )
 from trimtok_fast.hf.families import Place, find_place
-from trimtok_fast.hf.hooks import MODALITIES, FeatureGetter, Hook, Hooks
+from trimtok_fast.hf.hooks import FeatureGetter, Hook, Hooks
+from trimtok_fast.hf.images import MODALITIES
 from trimtok_fast.hf.selection import QUERIES, PositionRule, Prefill, Settings
 
 #: The handle of each patched model, by its outer module. The hooks keep it alive, and nothing else here does.
