@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtok_fast.errors import InvalidInputError, PatchStateError
-from trimtok_fast.hf.cache import Slots, TrimmedCache, seal
+from trimtok_fast.hf.cache import Slots, TrimmedCache, half_written, seal
 from trimtok_fast.hf.families import Place
 from trimtok_fast.hf.images import MODALITIES, check_placeholders
 from trimtok_fast.hf.masks import padding_mask
@@ -79,7 +79,7 @@ class Hooks:
         kwargs = _named(module, args, kwargs)
         features = _ready_made(kwargs)
         labels, logits_to_keep = getattr(self._now, "asked", (None, None))
-        self._now.asked = None, None
+        self._now.asked, self._now.ahead = (None, None), False
         self._now.call = Call(
             ids=kwargs.get("input_ids"),
             mask=kwargs.get("attention_mask"),
@@ -92,13 +92,16 @@ class Hooks:
     def after_features(self, modality: str, features: Any) -> None:
         """Note how many tokens each entry has."""
         call = getattr(self._now, "call", None)
-        if call is not None:
+        if call is None:  # encoded ahead of the call, as `generate()` does
+            self._now.ahead = True
+        else:
             call.entries[modality] = lengths(features)
 
     def before_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Trim a prefill, translate what follows one."""
         call = getattr(self._now, "call", None)
         if call is None:
+            self._check_passed_over()
             return None
         cache = kwargs.get("past_key_values")
         config, drift = _config(module), self.settings.allow_window_drift
@@ -108,6 +111,8 @@ class Hooks:
             call.before = cache.slots
             call.slots = resume(kwargs, config, drift)
             return args, kwargs
+        if hasattr(cache, "slots"):  # unsealed for a call that was interrupted
+            raise half_written()
         if call.ids is None:
             if call.entries or not _length(cache):
                 raise InvalidInputError(
@@ -122,6 +127,17 @@ class Hooks:
         if call.entries:
             self._prefill(call, kwargs, config)
         return args, kwargs
+
+    def _check_passed_over(self) -> None:
+        """Raise where images were encoded and no call of the outer module was seen."""
+        if getattr(self._now, "ahead", False):
+            self._now.ahead = False
+            raise PatchStateError(
+                "model",
+                "a call of the model itself, not of its `forward`",
+                f"images and a language model called past the hooks of {type(self.place.outer).__name__}",
+                "Write `model(...)`, and update a library that calls `forward` in your place.",
+            )
 
     def _prefill(self, call: Call, kwargs: dict[str, Any], config: Any) -> None:
         ids, embeds = call.ids.to(kwargs["inputs_embeds"].device), kwargs["inputs_embeds"]  # type: ignore[union-attr]

@@ -47,8 +47,7 @@ def check_placeholders(ids: Tensor, entries: Entries, config: Any) -> None:
                 "input_ids",
                 f"placeholders of {modality}s ({token}) in the call that encodes the {modality}s",
                 f"placeholders, and no call of get_{modality}_features",
-                "Pass the pixels with the ids. Some releases of transformers lose them in a step without a cache "
-                "or in a chunk of a prompt.",
+                "Pass the pixels with the ids. Early releases of transformers 5 lose them on some ways.",
             )
 
 
@@ -133,17 +132,16 @@ def numbered(starts: Tensor, visual: Tensor) -> Tensor:
 
 
 def check_numbers(numbers: object, visual: Tensor) -> Tensor:
-    """What `image_index` returned: integers [B, T]."""
+    """What `image_index` returned: integers [B, T], not negative at a visual position."""
+    wanted = f"a callable that returns int32 or int64 {list(visual.shape)}, from 0 at each visual token"
+    remedy = "Number the images of each row; what stands at other positions is not read."
     if (
         not isinstance(numbers, Tensor)
         or numbers.shape != visual.shape
-        or numbers.is_floating_point()
-        or numbers.is_complex()
+        or numbers.dtype not in (torch.int32, torch.int64)
     ):
-        raise InvalidInputError(
-            "image_index",
-            f"a callable that returns integers {list(visual.shape)}, an image's number at each of its tokens",
-            describe(numbers),
-            "Number the images of each row; what stands at other positions is not read.",
-        )
-    return numbers.to(visual.device, torch.int64)
+        raise InvalidInputError("image_index", wanted, describe(numbers), remedy)
+    numbers = numbers.to(visual.device, torch.int64)
+    if bool((numbers[visual] < 0).any()):
+        raise InvalidInputError("image_index", wanted, "a negative number at a visual token", remedy)
+    return numbers

@@ -135,6 +135,7 @@ def patch(
         a cache (`use_cache=False`) each step of `generate()` is a prefill, which selects anew, with the text
         so far as its query. Copies and pickles of a patched model are not patched.
     """
+    _check_switches(allow_window_drift=allow_window_drift, replace=replace)
     settings = _check_settings(config, query, image_index, allow_window_drift)
     place = find_place(model, any_family=image_index is not None)
     _check_place(model, place)
@@ -208,9 +209,13 @@ def _handle_of_model(model: nn.Module) -> PatchHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def _check_settings(
-    config: object, query: object, image_index: object, allow_window_drift: object
-) -> Settings:
+def _check_switches(**switches: object) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise UnsupportedDtypeError(name, "True or False", type(value).__name__, "Pass a bool.")
+
+
+def _check_settings(config: object, query: object, image_index: object, allow_window_drift: bool) -> Settings:
     if not callable(query) and query not in QUERIES:
         raise InvalidInputError(
             "query",
@@ -221,10 +226,6 @@ def _check_settings(
     if image_index is not None and not callable(image_index):
         raise UnsupportedDtypeError(
             "image_index", "a callable or None", type(image_index).__name__, "`patch` says what it is given."
-        )
-    if not isinstance(allow_window_drift, bool):
-        raise UnsupportedDtypeError(
-            "allow_window_drift", "True or False", type(allow_window_drift).__name__, "Pass a bool."
         )
     return Settings(check_config(config), query, image_index, allow_window_drift)  # type: ignore[arg-type]
 
@@ -240,13 +241,6 @@ def _check_place(model: nn.Module, place: Place) -> None:
                 f"a {'compiled' if compiled else 'scripted'} {type(module).__name__}, which may skip them",
                 "Patch the model as it was before.",
             )
-    if place.head is place.outer is not model and hasattr(model, "peft_config"):
-        raise UnsupportedModelError(
-            "model",
-            "modules that call their hooks",
-            f"adapters that call the forward of {type(place.outer).__name__} past them",
-            "Merge the adapters first.",
-        )
     embeddings = getattr(place.head, "get_output_embeddings", None)
     if place.head is not place.outer and embeddings is not None and embeddings() is None:
         raise UnsupportedModelError(
