@@ -307,6 +307,17 @@ def test_a_forward_that_is_called_past_its_hooks() -> None:
         assert bare(**inputs).last_hidden_state.shape[1] == int(handle.last.kept.sum())
 
 
+def test_a_module_that_is_compiled_after_the_patch() -> None:
+    """Its hooks are not traced, and run."""
+    model = FAMILIES["llava"].build()
+    inputs = accepted(model, FAMILIES["llava"].inputs(ONE))
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        logits = model(**inputs).logits
+        model.model.language_model.compile(backend="eager")
+        assert torch.equal(model(**inputs).logits, logits)
+    assert handle.stats.prefills == 2
+
+
 def test_compiled_decoding_over_a_static_cache(monkeypatch) -> None:
     """generate() compiles its decode steps on a GPU; here dynamo traces them and runs them as they are."""
     family = FAMILIES["llava"]
