@@ -105,16 +105,16 @@ class Hooks:
             return None
         cache = kwargs.get("past_key_values")
         config, drift = _config(module), self.settings.allow_window_drift
+        if call.entries:
+            self._check_first(cache)
         if isinstance(cache, TrimmedCache):
-            if call.entries:
-                raise _late_images("a trimmed KV cache")
             call.before = cache.slots
             call.slots = resume(kwargs, config, drift)
             return args, kwargs
         if hasattr(cache, "slots"):  # unsealed for a call that was interrupted
             raise half_written()
         if call.ids is None:
-            if call.entries or not _length(cache):
+            if not _length(cache):
                 raise InvalidInputError(
                     "inputs_embeds",
                     "input_ids, in which the placeholders of the images can be found",
@@ -127,6 +127,17 @@ class Hooks:
         if call.entries:
             self._prefill(call, kwargs, config)
         return args, kwargs
+
+    def _check_first(self, cache: Any) -> None:
+        """Raise where images come on top of something."""
+        everything = self.settings.config.keep_ratio == 1
+        if isinstance(cache, TrimmedCache) or (_length(cache) and not everything):
+            raise PatchStateError(
+                "past_key_values",
+                "an empty KV cache in the call that brings images",
+                "images on top of a KV cache that is not empty, as in chunked prefill",
+                "Prefill all images in one call (prefill_chunk_size=None), or start from an empty cache.",
+            )
 
     def _check_passed_over(self) -> None:
         """Raise where images were encoded and no call of the outer module was seen."""
@@ -146,19 +157,16 @@ class Hooks:
         prefill = select(prompt, self.place.family, self.place.outer.config, self.settings, self.group)
         if prefill is None:
             return
-        if self.settings.config.keep_ratio != 1 and _length(kwargs.get("past_key_values")):
-            raise _late_images("a KV cache that is not empty, as in chunked prefill")
-        dropped = not torch.equal(prefill.visual_before, prefill.visual_after)
-        if dropped and isinstance(call.logits_to_keep, Tensor):
+        if torch.equal(prefill.visual_before, prefill.visual_after):
+            self.record(prefill)
+            return
+        if isinstance(call.logits_to_keep, Tensor):
             raise InvalidInputError(
                 "logits_to_keep",
                 "a number of last positions",
                 "a tensor of positions, some of which are dropped",
                 "Pass an int, or pick from the logits by `handle.last.kept`.",
             )
-        if not dropped:
-            self.record(prefill)
-            return
         slots = kept_slots(prefill.kept, valid)
         trim_prefill(kwargs, prefill.kept, slots, config, self.settings.allow_window_drift)
         self.record(prefill)
@@ -282,12 +290,3 @@ def _valid(mask: Any, ids: Tensor) -> Tensor:
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         mask = seen.any(dim=(1, 2))[:, : ids.shape[1]]
     return mask[:, -ids.shape[1] :].to(ids.device).bool().expand(len(ids), -1)
-
-
-def _late_images(what: str) -> PatchStateError:
-    return PatchStateError(
-        "past_key_values",
-        "an empty KV cache in the call that brings images",
-        f"images on top of {what}",
-        "Prefill all images in one call (prefill_chunk_size=None), or start again from an empty cache.",
-    )

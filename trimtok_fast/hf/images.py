@@ -85,9 +85,8 @@ def _entry_starts(ids: Tensor, visual: Tensor, runs: Tensor, entries: Entries, c
     for modality, lengths in entries.items():
         where = (visual & (ids == placeholder(config, modality))).flatten().nonzero().squeeze(1)
         if modality == "video":
-            closed = len(where) - sum(lengths) == len(
-                lengths
-            )  # older transformers close them outside the getter
+            # Older transformers close a video outside the getter.
+            closed = len(where) == sum(lengths) + len(lengths)
             lengths = [length for entry in lengths for length in _frames(entry + closed, config)]
         begin = torch.tensor([0, *lengths[:-1]], device=ids.device).cumsum(0)
         if sum(lengths) == len(where):
