@@ -123,7 +123,8 @@ def patch(
         `PatchHandle`; the one that is there if the model is patched in the same way.
 
     Raises:
-        UnsupportedModelError: no visual tokens in the sequence, an unknown family, or compiled modules.
+        UnsupportedModelError: no visual tokens in the sequence, an unknown family, several models in one
+            module, or compiled modules.
         PatchStateError: the model is patched in another way and `replace` is false.
         InvalidInputError: `query` is none of the above.
         UnsupportedDtypeError: an argument of another type.
@@ -133,7 +134,8 @@ def patch(
         the side that the batch pads; `handle.last` says which positions those are. The KV cache that a
         prefill returns speaks of original positions and is to be continued by the patched model only. Without
         a cache (`use_cache=False`) each step of `generate()` is a prefill, which selects anew, with the text
-        so far as its query. Copies and pickles of a patched model are not patched.
+        so far as its query. Copies and pickles of a patched model are not patched. What a call cannot prune is
+        an error of that call (`InvalidInputError`, `PatchStateError`): it never runs at full length in silence.
     """
     _check_switches(allow_window_drift=allow_window_drift, replace=replace)
     settings = _check_settings(config, query, image_index, allow_window_drift)
