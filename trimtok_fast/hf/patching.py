@@ -134,8 +134,8 @@ def patch(
         the side that the batch pads; `handle.last` says which positions those are. The KV cache that a
         prefill returns speaks of original positions and is to be continued by the patched model only. Without
         a cache (`use_cache=False`) each step of `generate()` is a prefill, which selects anew, with the text
-        so far as its query. Copies and pickles of a patched model are not patched. What a call cannot prune is
-        an error of that call (`InvalidInputError`, `PatchStateError`): it never runs at full length in silence.
+        so far as its query. Copies and pickles of a patched model are not patched. A call that cannot be
+        pruned is an error of that call (`InvalidInputError`, `PatchStateError`), never a full-length run.
     """
     _check_switches(allow_window_drift=allow_window_drift, replace=replace)
     settings = _check_settings(config, query, image_index, allow_window_drift)
