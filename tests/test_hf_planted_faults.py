@@ -143,7 +143,7 @@ FAULTS = {
         ("a chunk that keeps all by chance", "_length(cache) and not everything", "False"),
     ],
     (hooks.Hooks._check_passed_over, test_hf_patch.test_a_forward_that_is_called_past_its_hooks): [
-        ("an unpruned run in silence", 'getattr(self._now, "ahead", False)', "False"),
+        ("an unpruned run in silence", "if self._now.ahead", "if False"),
     ],
     (
         images.check_placeholders,

@@ -44,6 +44,20 @@ class Call:
     before: Slots | None = None
 
 
+class Now(threading.local):
+    """What a thread is in the middle of.
+
+    Attributes:
+        asked: the head's labels and `logits_to_keep`, until the outer module is called.
+        ahead: whether images were encoded and the outer module was not called since.
+        call: the outer module's call.
+    """
+
+    asked: tuple[Tensor | None, Any] = (None, None)
+    ahead = False
+    call: Call | None = None
+
+
 @dataclass
 class Hooks:
     """The hooks of one patched model.
@@ -59,7 +73,7 @@ class Hooks:
     settings: Settings
     record: Callable[[Prefill], None]
     group: Any = None
-    _now: Any = field(default_factory=threading.local)
+    _now: Now = field(default_factory=Now)
 
     def before_head(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put tensors of our own in place of labels and mask, which shrink with the logits."""
@@ -78,7 +92,7 @@ class Hooks:
         """Note ids, mask and the features that come ready-made."""
         kwargs = _named(module, args, kwargs)
         features = _ready_made(kwargs)
-        labels, logits_to_keep = getattr(self._now, "asked", (None, None))
+        labels, logits_to_keep = self._now.asked
         self._now.asked, self._now.ahead = (None, None), False
         self._now.call = Call(
             ids=kwargs.get("input_ids"),
@@ -91,7 +105,7 @@ class Hooks:
 
     def after_features(self, modality: str, features: Any) -> None:
         """Note how many tokens each entry has."""
-        call = getattr(self._now, "call", None)
+        call = self._now.call
         if call is None:  # encoded ahead of the call, as `generate()` does
             self._now.ahead = True
         else:
@@ -99,7 +113,7 @@ class Hooks:
 
     def before_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Trim a prefill, translate what follows one."""
-        call = getattr(self._now, "call", None)
+        call = self._now.call
         if call is None:
             self._check_passed_over()
             return None
@@ -141,7 +155,7 @@ class Hooks:
 
     def _check_passed_over(self) -> None:
         """Raise where images were encoded and no call of the outer module was seen."""
-        if getattr(self._now, "ahead", False):
+        if self._now.ahead:
             self._now.ahead = False
             raise PatchStateError(
                 "model",
@@ -178,7 +192,7 @@ class Hooks:
 
     def after_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Leave with the KV cache what it holds."""
-        call = getattr(self._now, "call", None)
+        call = self._now.call
         if call is None:
             return
         cache = kwargs.get("past_key_values")
