@@ -218,7 +218,7 @@ def _tower(**changes: Any) -> dict[str, Any]:
 
 # Qwen-VL: grids of patches of any size, merged 2 x 2; positions in three dimensions.
 
-GRIDS = ((1, 4, 6), (1, 6, 8), (1, 4, 4), (1, 8, 8))
+GRIDS = ((1, 4, 6), (1, 6, 8), (1, 4, 4), (1, 8, 8), (1, 2, 2))
 VIDEO_GRIDS = ((2, 4, 6), (3, 4, 4))
 
 
@@ -495,6 +495,7 @@ def llama4_config(**changes: Any) -> dict[str, Any]:
         "image_token_index": IMAGE,
         "boi_token_index": START,
         "eoi_token_index": END,
+        "pad_token_id": PAD,
     }
 
 

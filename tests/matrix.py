@@ -1,4 +1,4 @@
-"""Laws 1 and 2 of the patch on several releases of transformers.
+"""Laws 1 and 2 of the patch, the loss, and what must be refused, on several releases of transformers.
 
     make test-matrix                   the oldest that is supported, one in the middle, and the newest
     make test-matrix ARGS="5.3.0"      others
@@ -19,7 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RELEASES = ("5.0.0", "5.10.4", "newest")
 FAMILIES = ("llava", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")
-TESTS = ("tests/test_hf_zoo.py", "tests/test_hf_laws.py", "tests/test_hf_selection.py")
+TESTS = (
+    "tests/test_hf_zoo.py",
+    "tests/test_hf_laws.py",
+    "tests/test_hf_selection.py",
+    "tests/test_hf_generation.py::test_the_loss_and_the_gradient_to_the_pixels",
+    "tests/test_hf_errors.py::test_placeholders_whose_images_nobody_saw_are_refused",
+)
 
 
 def python_of(release: str) -> Path:
@@ -44,7 +50,7 @@ def run(release: str) -> bool:
     python = python_of(release)
     version = "import transformers; print('transformers', transformers.__version__)"
     subprocess.run([python, "-c", version], check=True)
-    chosen = " or ".join(f"{family}-" for family in FAMILIES)
+    chosen = " or ".join(["placeholders", *(f"{family}-" for family in FAMILIES)])
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", chosen]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0

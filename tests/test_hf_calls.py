@@ -12,6 +12,7 @@ from torch import Tensor
 import trimtok_fast as tt
 from tests.hf_oracle import assert_close, compact, hidden, language_model, masked_run, run, trimmed
 from tests.hf_zoo import FAMILIES, ONE, TEXT, TWO, Family, accepted, model_of
+from tests.test_hf_laws import test_dropping_is_masking as law
 
 CONFIG = tt.PruneConfig(keep_ratio=0.4)
 A_FEW = pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
@@ -37,6 +38,72 @@ def test_without_mask_and_cache(family: Family, attention: str) -> None:
     with hidden(model, kept), torch.no_grad():
         masked = model(**inputs, use_cache=False).logits
     assert_close(trimmed(pruned, kept, mask), compact(masked, kept, mask))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "kimi_k25"])
+def test_pictures_of_one_token(name: str) -> None:
+    """Such a picture is kept whole, beside others that are not; alone there is nothing to select."""
+    model, inputs = prepared(FAMILIES[name], (("i4",), ("i4", "i4")))
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        model(**inputs)
+    assert handle.last.visual_after.tolist() == handle.last.visual_before.tolist() == [1, 2]
+    assert handle.last.results == [None, None]
+    law(FAMILIES[name], (("i4", "i1", "i4"), (), ("i1",)), "left", "sdpa")
+
+
+class Int8(torch.nn.Module):
+    """A linear layer with whole numbers for weights, as quantising libraries put them in."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (linear.weight.detach() / self.scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.nn.functional.linear(rows, self.weight * self.scale, self.bias)
+
+
+def quantised(model: Any) -> None:
+    for parent in list(language_model(model).modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear:
+                setattr(parent, name, Int8(child))
+
+
+def offloaded(model: Any) -> None:
+    """Each module has another forward of its own, and weights for its call alone, as accelerate does it."""
+    for module in model.modules():
+        stored = {name: weight.data for name, weight in module._parameters.items() if weight is not None}
+
+        def forward(
+            *args: Any, own: Any = module.forward, module: Any = module, stored: Any = stored, **kw: Any
+        ):
+            for name, weight in stored.items():
+                module._parameters[name].data = weight
+            try:
+                return own(*args, **kw)
+            finally:
+                for name, weight in stored.items():
+                    module._parameters[name].data = torch.full_like(weight, torch.nan)
+
+        module.forward = forward
+
+
+@A_FEW
+@pytest.mark.parametrize("prepare", [quantised, offloaded])
+def test_modules_that_other_libraries_changed(name: str, prepare: Any) -> None:
+    family = FAMILIES[name]
+    model, inputs = family.build(), accepted(model_of(name), family.inputs(TWO))
+    plain = run(model, inputs, NEW_IDS)
+    prepare(model)
+    with tt.patched(model, CONFIG) as handle:
+        prefill, decode = run(model, inputs, NEW_IDS)
+    kept, mask = handle.last.kept, inputs["attention_mask"]
+    full, expected = masked_run(model, inputs, kept, NEW_IDS)
+    assert_close(trimmed(prefill, kept, mask), compact(full, kept, mask))
+    assert_close(decode, expected)
+    assert torch.equal(run(model, inputs, NEW_IDS)[0], plain[0]) == (prepare is offloaded)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "mistral3"])
@@ -159,7 +226,7 @@ def test_with_a_mask_of_the_callers_own(name: str, kind: str) -> None:
     seen = (apart >= 0) & ((position % 3 > 0) | (apart < 4))
     own = seen[None, None] if kind == "bool" else torch.zeros(1, 1, length, length).masked_fill(~seen, -1e30)
     start = {key: value for key, value in inputs.items() if key != "attention_mask"}
-    if "mm_token_type_ids" in inputs:  # the model reads a 2-D mask there to count positions
+    if hasattr(model.model, "rope_deltas"):  # the model reads a 2-D mask there to count positions
         start["position_ids"] = position.expand(3, 1, -1)
     with tt.patched(model, CONFIG) as handle, torch.no_grad():
         pruned = model(**start, attention_mask=own).logits

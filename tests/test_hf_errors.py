@@ -74,6 +74,7 @@ def test_a_compiled_model_is_refused() -> None:
         ({"query": 3}, (ValueError, TypeError), "query"),
         ({"image_index": [0, 1]}, TypeError, "image_index"),
         ({"allow_window_drift": "yes"}, TypeError, "allow_window_drift"),
+        ({"replace": 1}, TypeError, "replace"),
         ({"queri": "all"}, TypeError, "queri"),
         ({"config": 0.2}, TypeError, "config"),
         ({"config": {"keep_ratio": 0.2}}, TypeError, "config"),
@@ -90,16 +91,24 @@ def test_wrong_arguments_are_refused(options: dict[str, Any], kind: Any, match: 
         assert trace(model) == before
 
 
-def wrong_masks() -> dict[str, Any]:
-    return {
-        "no-tensor": lambda ids, visual: None,
-        "shape": lambda ids, visual: visual[:, 1:],
-        "dtype": lambda ids, visual: visual.float(),
-    }
+WRONG = {
+    "nothing": lambda ids, visual: None,
+    "a list": lambda ids, visual: visual.long().tolist(),
+    "fewer positions": lambda ids, visual: visual[:, 1:],
+    "one row": lambda ids, visual: visual[0],
+    "another dimension": lambda ids, visual: visual.long()[None],
+    "floats": lambda ids, visual: visual.float(),
+}
+WRONG_RULES = {
+    **{f"query is {name}": ("query", rule) for name, rule in WRONG.items()},
+    "query is numbers": ("query", lambda ids, visual: visual.long()),
+    **{f"image_index is {name}": ("image_index", rule) for name, rule in WRONG.items()},
+    "image_index is a mask": ("image_index", lambda ids, visual: visual),
+    "image_index is negative": ("image_index", lambda ids, visual: visual.long() - 2),
+}
 
 
-@pytest.mark.parametrize("rule", wrong_masks().values(), ids=wrong_masks())
-@pytest.mark.parametrize("argument", ["query", "image_index"])
+@pytest.mark.parametrize("argument, rule", WRONG_RULES.values(), ids=WRONG_RULES)
 def test_rules_that_return_something_else_are_refused(argument: str, rule: Any) -> None:
     model, inputs = prepared()
     with tt.patched(model, CONFIG, **{argument: rule}), pytest.raises(tt.InvalidInputError, match=argument):
@@ -117,10 +126,29 @@ def test_errors_of_the_callers_rules_come_through() -> None:
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
-def test_chunked_prefill_is_refused(name: str) -> None:
+@pytest.mark.parametrize("size", [1, 8])
+def test_chunked_prefill_is_refused(name: str, size: int) -> None:
+    """Also where each chunk has too few visual tokens to lose one. Keeping all changes no bit of it."""
     model, inputs = prepared(FAMILIES[name])
-    with tt.patched(model, CONFIG), pytest.raises(tt.TrimTokError, match="prefill"):
-        model.generate(**inputs, **GENERATE, prefill_chunk_size=8)
+    with tt.patched(model, CONFIG), pytest.raises(tt.TrimTokError, match="prefill|placeholders"):
+        model.generate(**inputs, **GENERATE, prefill_chunk_size=size)
+    plain = model.generate(**inputs, **GENERATE, prefill_chunk_size=size)
+    with tt.patched(model, tt.PruneConfig(keep_ratio=1.0)):
+        assert torch.equal(model.generate(**inputs, **GENERATE, prefill_chunk_size=size), plain)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_onevision", "gemma3", "idefics3", "internvl"])
+def test_placeholders_whose_images_nobody_saw_are_refused(name: str) -> None:
+    """Features that came by another way would stay, all of them."""
+    model, inputs = prepared(FAMILIES[name])
+    words = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    with tt.patched(model, CONFIG), pytest.raises(tt.InvalidInputError, match="placeholders of images"):
+        model(**words)
+    if FAMILIES[name].video:
+        inputs = FAMILIES[name].inputs((("v0", "i0"),))
+        inputs.pop("pixel_values_videos")
+        with tt.patched(model, CONFIG), pytest.raises(tt.InvalidInputError, match="placeholders of videos"):
+            model(**accepted(model, inputs))
 
 
 def test_flex_attentions_block_masks_are_refused() -> None:
@@ -153,10 +181,15 @@ def test_images_on_top_of_a_text_in_the_cache_are_refused(name: str) -> None:
     model, inputs = prepared(FAMILIES[name])
     text = torch.tensor([[TEXT.start, TEXT.start + 1]])
     inputs.pop("attention_mask")
+    embeds = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
+    embeds.update({key: value for key, value in inputs.items() if key != "input_ids"})
     with tt.patched(model, CONFIG), torch.no_grad():
         cache = model(input_ids=text, use_cache=True).past_key_values
         with pytest.raises(tt.PatchStateError, match="images"):
             model(**inputs, past_key_values=cache, use_cache=True)
+        if name != "qwen2_5_vl":  # it needs ids itself, to find its positions
+            with pytest.raises(tt.PatchStateError, match="images"):
+                model(**embeds, past_key_values=cache, use_cache=True)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "smolvlm"])
@@ -166,6 +199,45 @@ def test_embeddings_without_ids_are_refused(name: str) -> None:
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     with tt.patched(model, CONFIG), pytest.raises(tt.InvalidInputError, match="input_ids"):
         model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_half_written_cache_is_refused(error: type[BaseException], layer: int) -> None:
+    """A call that broke off left a token in some layers; an interrupt runs no hooks after it."""
+    model, inputs = LLAVA.build(), LLAVA.inputs(TWO)
+    ids = torch.tensor([[TEXT.start]])
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        hook = language_model(model).layers[layer].register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+        hook.remove()
+        if (error, layer) == (ZeroDivisionError, 0):
+            model(input_ids=ids, past_key_values=cache, use_cache=True)  # nothing was written
+        else:
+            for _ in range(2):
+                with pytest.raises(tt.PatchStateError, match="half-written"):
+                    model(input_ids=ids, past_key_values=cache, use_cache=True)
+        assert handle.stats.prefills == 1
+        model(**inputs)
+    assert handle.stats.prefills == 2
+
+
+def test_a_module_that_holds_several_models_is_refused() -> None:
+    """The others would run unpruned."""
+    pair = nn.ModuleDict({"student": LLAVA.build(), "teacher": FAMILIES["qwen2_vl"].build()})
+    before = trace(pair)
+    with pytest.raises(tt.UnsupportedModelError, match="2 of them"):
+        tt.patch(pair, CONFIG)
+    assert trace(pair) == before
+    with tt.patched(pair["student"], CONFIG), tt.patched(pair["teacher"], CONFIG):
+        assert tt.is_patched(pair["student"])
+        assert tt.is_patched(pair["teacher"])
 
 
 def test_a_trimmed_cache_is_not_continued_without_the_patch() -> None:

@@ -69,6 +69,18 @@ def test_greedy(family: Family, rows: Any, side: str) -> None:
         assert_same_generation(pruned, generate(model, inputs))
 
 
+@pytest.mark.parametrize("side", ["left", "none"])
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES.values() if family.video], ids=lambda family: family.name
+)
+def test_greedy_with_videos(family: Family, side: str) -> None:
+    model, inputs = prepared(family, (("v0",), ("i0", "v1"), ("i2",)), padding_side=side)
+    with tt.patched(model, CONFIG) as handle:
+        pruned = generate(model, inputs)
+    with hidden(model, handle.last.kept):
+        assert_same_generation(pruned, generate(model, inputs))
+
+
 @REPEATABLE
 def test_sampling_several_sequences(family: Family) -> None:
     model, inputs = prepared(family, ROWS)
@@ -182,8 +194,11 @@ def talk(model: Any, inputs: dict[str, Tensor], whole: bool) -> list[Tensor]:
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("rows", [TWO, ROWS], ids=["one-row", "batch"])
-@pytest.mark.parametrize("whole", [True, False], ids=["all-ids", "new-ids"])
+@pytest.mark.parametrize(
+    "rows, whole",
+    [(TWO, True), (ROWS, True), (ROWS, False)],
+    ids=["all-ids-one-row", "all-ids-batch", "new-ids-batch"],
+)
 def test_further_turns(family: Family, rows: Any, whole: bool) -> None:
     """`generate()` is given the cache, a mask of all, and all ids so far or the new ones."""
     model, inputs = prepared(family, rows)

@@ -56,7 +56,6 @@ def test_a_sealed_cache_speaks_of_original_positions() -> None:
     unseal(cache)
     assert type(cache) is DynamicCache
     assert cache.get_seq_length() == 6
-    assert "slots" not in vars(cache)
 
 
 def test_an_unpatched_model_cannot_extend_it() -> None:
@@ -106,6 +105,7 @@ def test_a_reset_cache_is_a_plain_one() -> None:
     assert cache.get_seq_length() == 8
     cache.reset()
     assert type(cache) is StaticCache
+    assert "slots" not in vars(cache)
     assert int(cache.get_seq_length()) == 0
 
 
@@ -279,18 +279,43 @@ def test_a_call_that_is_refused_leaves_its_cache_sealed() -> None:
             assert cache.get_seq_length() == length
 
 
-def test_adapters_that_go_past_the_hooks_are_refused() -> None:
-    class Adapters(torch.nn.Module):
-        def __init__(self, model: Any) -> None:
-            super().__init__()
-            self.peft_config = {}
-            self.base_model = model
+class Adapters(torch.nn.Module):
+    """Calls the forward of what it holds, past its hooks."""
 
-    with pytest.raises(tt.UnsupportedModelError, match="adapters"):
-        tt.patch(Adapters(FAMILIES["llama4"].build()), CONFIG)
-    wrapped = Adapters(FAMILIES["llava"].build())
-    tt.patch(wrapped, CONFIG).unpatch()
-    assert not tt.is_patched(wrapped)
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base_model = model
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.base_model.forward(**kwargs)
+
+
+def test_a_forward_that_is_called_past_its_hooks() -> None:
+    """It prunes where the hooks of the modules within are enough, and is refused where it would not."""
+    with_head, bare = FAMILIES["llava"].build(), FAMILIES["llava"].build().model
+    inputs = accepted(with_head, FAMILIES["llava"].inputs(TWO))
+    text = {key: inputs[key][:, -5:] for key in ("input_ids", "attention_mask")}
+    with tt.patched(Adapters(with_head), CONFIG) as handle, torch.no_grad():
+        logits = Adapters(with_head)(**inputs).logits
+    assert logits.shape[1] == int(handle.last.kept.sum())
+    with tt.patched(Adapters(bare), CONFIG) as handle, torch.no_grad():
+        with pytest.raises(tt.PatchStateError, match="forward"):
+            Adapters(bare)(**inputs)
+        assert Adapters(bare)(**text).last_hidden_state.shape[1] == 5
+        assert bare(**inputs).last_hidden_state.shape[1] == int(handle.last.kept.sum())
+        bare.get_image_features(inputs["pixel_values"])
+        assert bare(**inputs).last_hidden_state.shape[1] == int(handle.last.kept.sum())
+
+
+def test_a_module_that_is_compiled_after_the_patch() -> None:
+    """Its hooks are not traced, and run."""
+    model = FAMILIES["llava"].build()
+    inputs = accepted(model, FAMILIES["llava"].inputs(ONE))
+    with tt.patched(model, CONFIG) as handle, torch.no_grad():
+        logits = model(**inputs).logits
+        model.model.language_model.compile(backend="eager")
+        assert torch.equal(model(**inputs).logits, logits)
+    assert handle.stats.prefills == 2
 
 
 def test_compiled_decoding_over_a_static_cache(monkeypatch) -> None:

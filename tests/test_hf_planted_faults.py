@@ -6,10 +6,18 @@ from functools import partial
 
 import pytest
 
-from tests import test_hf_calls, test_hf_generation, test_hf_laws, test_hf_restoration
+from tests import (
+    test_hf_calls,
+    test_hf_errors,
+    test_hf_generation,
+    test_hf_laws,
+    test_hf_patch,
+    test_hf_restoration,
+)
 from tests import test_hf_selection as selections
 from tests.hf_zoo import FAMILIES, FIVE, TWO, VARIANTS
 from tests.test_planted_faults import passes, plant
+from trimtok_fast.errors import TrimTokError
 from trimtok_fast.hf import cache, hooks, images, masks, patching, selection, trimming
 
 
@@ -131,6 +139,19 @@ FAULTS = {
     ],
     (hooks.Hooks.before_head, LOSS): [("the caller's labels", "labels.detach()", "labels")],
     (hooks.Hooks.after_outer, ALONE): [("the call is not forgotten", "self._now.call = None", "pass")],
+    (hooks.Hooks._check_first, partial(test_hf_errors.test_chunked_prefill_is_refused, "llava", 1)): [
+        ("a chunk that keeps all by chance", "_length(cache) and not everything", "False"),
+    ],
+    (hooks.Hooks._check_passed_over, test_hf_patch.test_a_forward_that_is_called_past_its_hooks): [
+        ("an unpruned run in silence", "if self._now.ahead", "if False"),
+    ],
+    (
+        images.check_placeholders,
+        partial(test_hf_errors.test_placeholders_whose_images_nobody_saw_are_refused, "llava_onevision"),
+    ): [
+        ("nobody looks", "bool((ids == token).any())", "False"),
+        ("videos are forgotten", "for modality in MODALITIES", "for modality in MODALITIES[:1]"),
+    ],
     (hooks.Hooks.after_language_model, test_hf_restoration.test_a_failing_decode_step_can_be_repeated): [
         ("what failed stays open", "seal(cache, call.before)", "pass"),
     ],
@@ -157,5 +178,5 @@ FAULTS = {
 def test_a_planted_fault_is_caught(function, old, new, check, monkeypatch):
     assert passes(check)
     plant(monkeypatch, function, old, new)
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, pytest.fail.Exception, TrimTokError)):
         check()

@@ -265,18 +265,22 @@ def test_interleaved_generations_do_not_mix(name: str) -> None:
         assert_close(torch.cat(logits[turn], 1), expected)
 
 
-def test_generations_in_two_threads_do_not_mix() -> None:
-    model = model_of("llava")
-    prompts = [LLAVA.inputs(rows) for rows in (FIVE, ONE)]
-    with tt.patched(model, CONFIG):
-        alone = [model.generate(**prompt, **GENERATE) for prompt in prompts]
+@pytest.mark.parametrize(
+    "names", [("llava", "llava"), ("llava", "internvl")], ids=["one-model", "two-models"]
+)
+def test_generations_in_two_threads_do_not_mix(names: tuple[str, str]) -> None:
+    models, prompts = zip(
+        *(prepared(FAMILIES[name], rows) for name, rows in zip(names, (FIVE, ONE), strict=True)), strict=True
+    )
+    with tt.patched(models[0], CONFIG), tt.patched(models[1], CONFIG):
+        alone = [model.generate(**prompt, **GENERATE) for model, prompt in zip(models, prompts, strict=True)]
         together: dict[int, list[Tensor]] = {0: [], 1: []}
         start = threading.Barrier(2)
 
         def work(number: int) -> None:
             start.wait()
             for _ in range(4):
-                together[number].append(model.generate(**prompts[number], **GENERATE))
+                together[number].append(models[number].generate(**prompts[number], **GENERATE))
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
         for thread in threads:
@@ -408,6 +412,17 @@ class Wrapper(nn.Module):
 
     def forward(self, **kwargs: Any) -> Any:
         return self.inner(**kwargs)
+
+
+def test_a_class_that_a_library_derived_for_the_model_is_known() -> None:
+    """As FSDP puts its own in place of every module's class."""
+    model, inputs = fresh()
+    with tt.patched(model, CONFIG):
+        pruned = forward(model, inputs)
+    for module in (model, model.model):
+        module.__class__ = type(f"Sharded{type(module).__name__}", (type(module),), {})
+    with tt.patched(model, CONFIG):
+        assert torch.equal(forward(model, inputs), pruned)
 
 
 def test_a_wrapper_and_a_headless_model_are_patched_alike() -> None:

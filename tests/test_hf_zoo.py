@@ -62,10 +62,10 @@ def test_the_oracle_with_nothing_dropped_is_the_plain_run(family: Family, attent
         assert torch.allclose(masked[seen], plain[seen], atol=1e-5)
 
 
-@EVERY_ATTENTION
-def test_every_visual_position_matters_to_the_oracle(family: Family, attention: str) -> None:
+@EVERY_FAMILY
+def test_every_visual_position_matters_to_the_oracle(family: Family) -> None:
     """Dropping any one changes the logits of the last prompt token far beyond the laws' tolerance."""
-    model = model_of(family.name, attention)
+    model = model_of(family.name)
     inputs, owner = family.prompt(TWO, tail=2)
     inputs = accepted(model, inputs)
     plain, _ = run(model, inputs)

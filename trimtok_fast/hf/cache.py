@@ -99,6 +99,7 @@ class TrimmedCache:
     def reset(self) -> None:
         """Forget everything: an empty cache is a plain one."""
         unseal(self)
+        del self.slots
         self.reset()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -121,8 +122,16 @@ def seal(cache: Any, slots: Slots) -> None:
 
 
 def unseal(cache: Any) -> Slots:
-    """Make it the plain cache again, as the language model needs it."""
-    slots = cache.slots
-    del cache.slots
+    """Make it the plain cache again, as the language model needs it; `slots` stays until it is sealed."""
     cache.__class__ = type(cache).__mro__[2]
-    return slots
+    return cache.slots
+
+
+def half_written() -> PatchStateError:
+    """The error for a KV cache of a call that did not come to its end."""
+    return PatchStateError(
+        "past_key_values",
+        "a KV cache that every layer wrote the same tokens to",
+        "one that a failed or interrupted call left half-written",
+        "Start again from an empty cache.",
+    )

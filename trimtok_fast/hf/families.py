@@ -7,6 +7,7 @@ placeholder belongs to which image.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,20 +80,22 @@ def find_place(model: object, any_family: bool = False) -> Place:
             which image has to be told then.
 
     Raises:
-        UnsupportedModelError: neither.
+        UnsupportedModelError: neither, or several.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             "model", "a torch module", type(model).__name__, "Pass the model, not its name or its pipeline."
         )
-    for name, module in model.named_modules():
-        family = FAMILIES.get(type(module).__name__)
-        if family is None and any_family:
-            family = _lookalike(module)
-        if family is not None and hasattr(module, family.language_model):
-            whole = not name or hasattr(type(module), "generate")  # it computes logits and loss itself
-            head = module if whole else model.get_submodule(name.rpartition(".")[0])
-            return Place(family, head, module, getattr(module, family.language_model))
+    places = list(_places(model, any_family))
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise UnsupportedModelError(
+            "model",
+            "one multimodal model",
+            f"{type(model).__name__}, which holds {len(places)} of them",
+            "Patch each by itself.",
+        )
     supported = ", ".join(sorted(family.name for family in FAMILIES.values()))
     raise UnsupportedModelError(
         "model",
@@ -100,6 +103,23 @@ def find_place(model: object, any_family: bool = False) -> Place:
         f"{type(model).__name__}, which attends across to its images, has none, or is not known",
         "Use a supported family, or pass image_index for a model of your own that is built like them.",
     )
+
+
+def _places(model: nn.Module, any_family: bool) -> Iterator[Place]:
+    for name, module in model.named_modules():
+        family = _family(module)
+        if family is None and any_family:
+            family = _lookalike(module)
+        if family is not None and hasattr(module, family.language_model):
+            whole = not name or hasattr(type(module), "generate")  # it computes logits and loss itself
+            head = module if whole else model.get_submodule(name.rpartition(".")[0])
+            yield Place(family, head, module, getattr(module, family.language_model))
+
+
+def _family(module: nn.Module) -> Family | None:
+    """By the name of its class or of one that it derives from: some libraries derive one for each model."""
+    found = (FAMILIES.get(kind.__name__) for kind in type(module).__mro__)
+    return next((family for family in found if family is not None), None)
 
 
 def _lookalike(module: Any) -> Family | None:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from trimtok_fast.errors import InvalidInputError, PatchStateError
-from trimtok_fast.hf.cache import Slots, TrimmedCache, seal
+from trimtok_fast.hf.cache import Slots, TrimmedCache, half_written, seal
 from trimtok_fast.hf.families import Place
+from trimtok_fast.hf.images import MODALITIES, check_placeholders
 from trimtok_fast.hf.masks import padding_mask
 from trimtok_fast.hf.selection import Prefill, Prompt, Settings, select
 from trimtok_fast.hf.trimming import kept_slots, resume, trim_labels, trim_prefill
-
-MODALITIES = ("image", "video")
 
 
 @dataclass
@@ -45,6 +44,20 @@ class Call:
     before: Slots | None = None
 
 
+class Now(threading.local):
+    """What a thread is in the middle of.
+
+    Attributes:
+        asked: the head's labels and `logits_to_keep`, until the outer module is called.
+        ahead: whether images were encoded and the outer module was not called since.
+        call: the outer module's call.
+    """
+
+    asked: tuple[Tensor | None, Any] = (None, None)
+    ahead = False
+    call: Call | None = None
+
+
 @dataclass
 class Hooks:
     """The hooks of one patched model.
@@ -60,7 +73,7 @@ class Hooks:
     settings: Settings
     record: Callable[[Prefill], None]
     group: Any = None
-    _now: Any = field(default_factory=threading.local)
+    _now: Now = field(default_factory=Now)
 
     def before_head(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put tensors of our own in place of labels and mask, which shrink with the logits."""
@@ -78,19 +91,11 @@ class Hooks:
     def before_outer(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note ids, mask and the features that come ready-made."""
         kwargs = _named(module, args, kwargs)
-        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        if ids is None and not _length(cache):
-            raise InvalidInputError(
-                "inputs_embeds",
-                "input_ids, in which the placeholders of the images can be found",
-                "inputs_embeds alone",
-                "Pass input_ids and the images, or unpatch the model for this call.",
-            )
         features = _ready_made(kwargs)
-        labels, logits_to_keep = getattr(self._now, "asked", (None, None))
-        self._now.asked = None, None
+        labels, logits_to_keep = self._now.asked
+        self._now.asked, self._now.ahead = (None, None), False
         self._now.call = Call(
-            ids=ids,
+            ids=kwargs.get("input_ids"),
             mask=kwargs.get("attention_mask"),
             entries={m: lengths(features[m]) for m in MODALITIES if features.get(m) is not None},
             labels=labels,
@@ -100,27 +105,64 @@ class Hooks:
 
     def after_features(self, modality: str, features: Any) -> None:
         """Note how many tokens each entry has."""
-        call = getattr(self._now, "call", None)
-        if call is not None:
+        call = self._now.call
+        if call is None:  # encoded ahead of the call, as `generate()` does
+            self._now.ahead = True
+        else:
             call.entries[modality] = lengths(features)
 
     def before_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Trim a prefill, translate what follows one."""
-        call = getattr(self._now, "call", None)
+        call = self._now.call
         if call is None:
+            self._check_passed_over()
             return None
         cache = kwargs.get("past_key_values")
         config, drift = _config(module), self.settings.allow_window_drift
+        if call.entries:
+            self._check_first(cache)
         if isinstance(cache, TrimmedCache):
-            if call.entries:
-                raise _late_images("a trimmed KV cache")
             call.before = cache.slots
             call.slots = resume(kwargs, config, drift)
-        elif call.entries and call.ids is not None:
-            self._prefill(call, kwargs, config)
-        else:
+            return args, kwargs
+        if hasattr(cache, "slots"):  # unsealed for a call that was interrupted
+            raise half_written()
+        if call.ids is None:
+            if not _length(cache):
+                raise InvalidInputError(
+                    "inputs_embeds",
+                    "input_ids, in which the placeholders of the images can be found",
+                    "inputs_embeds alone",
+                    "Pass input_ids and the images, or unpatch the model for this call.",
+                )
             return None
+        if call.ids.shape[1] > 1 and not _length(cache):
+            check_placeholders(call.ids, call.entries, self.place.outer.config)
+        if call.entries:
+            self._prefill(call, kwargs, config)
         return args, kwargs
+
+    def _check_first(self, cache: Any) -> None:
+        """Raise where images come on top of something."""
+        everything = self.settings.config.keep_ratio == 1
+        if isinstance(cache, TrimmedCache) or (_length(cache) and not everything):
+            raise PatchStateError(
+                "past_key_values",
+                "an empty KV cache in the call that brings images",
+                "images on top of a KV cache that is not empty, as in chunked prefill",
+                "Prefill all images in one call (prefill_chunk_size=None), or start from an empty cache.",
+            )
+
+    def _check_passed_over(self) -> None:
+        """Raise where images were encoded and no call of the outer module was seen."""
+        if self._now.ahead:
+            self._now.ahead = False
+            raise PatchStateError(
+                "model",
+                "a call of the model itself, not of its `forward`",
+                f"images and a language model called past the hooks of {type(self.place.outer).__name__}",
+                "Write `model(...)`, and update a library that calls `forward` in your place.",
+            )
 
     def _prefill(self, call: Call, kwargs: dict[str, Any], config: Any) -> None:
         ids, embeds = call.ids.to(kwargs["inputs_embeds"].device), kwargs["inputs_embeds"]  # type: ignore[union-attr]
@@ -129,19 +171,16 @@ class Hooks:
         prefill = select(prompt, self.place.family, self.place.outer.config, self.settings, self.group)
         if prefill is None:
             return
-        dropped = not torch.equal(prefill.visual_before, prefill.visual_after)
-        if dropped and _length(kwargs.get("past_key_values")):
-            raise _late_images("a KV cache that is not empty, as in chunked prefill")
-        if dropped and isinstance(call.logits_to_keep, Tensor):
+        if torch.equal(prefill.visual_before, prefill.visual_after):
+            self.record(prefill)
+            return
+        if isinstance(call.logits_to_keep, Tensor):
             raise InvalidInputError(
                 "logits_to_keep",
                 "a number of last positions",
                 "a tensor of positions, some of which are dropped",
                 "Pass an int, or pick from the logits by `handle.last.kept`.",
             )
-        if not dropped:
-            self.record(prefill)
-            return
         slots = kept_slots(prefill.kept, valid)
         trim_prefill(kwargs, prefill.kept, slots, config, self.settings.allow_window_drift)
         self.record(prefill)
@@ -153,7 +192,7 @@ class Hooks:
 
     def after_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Leave with the KV cache what it holds."""
-        call = getattr(self._now, "call", None)
+        call = self._now.call
         if call is None:
             return
         cache = kwargs.get("past_key_values")
@@ -265,12 +304,3 @@ def _valid(mask: Any, ids: Tensor) -> Tensor:
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         mask = seen.any(dim=(1, 2))[:, : ids.shape[1]]
     return mask[:, -ids.shape[1] :].to(ids.device).bool().expand(len(ids), -1)
-
-
-def _late_images(what: str) -> PatchStateError:
-    return PatchStateError(
-        "past_key_values",
-        "an empty KV cache in the call that brings images",
-        f"images on top of {what}",
-        "Prefill all images in one call (prefill_chunk_size=None), or start again from an empty cache.",
-    )

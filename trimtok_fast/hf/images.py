@@ -17,6 +17,8 @@ from trimtok_fast.errors import InvalidInputError
 from trimtok_fast.hf.families import Family
 from trimtok_fast.validation import describe
 
+MODALITIES = ("image", "video")
+
 #: Tokens of each entry that a feature getter returned, by modality ("image", "video"), in the batch's order.
 Entries = Mapping[str, list[int]]
 
@@ -33,6 +35,20 @@ def placeholder(config: Any, modality: str) -> int:
     """The id that stands for a token of this modality (InternVL puts a video's into the image's)."""
     found = getattr(config, f"{modality}_token_id", None)
     return config.image_token_id if found is None else found
+
+
+def check_placeholders(ids: Tensor, entries: Entries, config: Any) -> None:
+    """Raise where features may have been put that nobody saw: they would stay, all of them, in silence."""
+    seen = {placeholder(config, modality) for modality in entries}
+    for modality in MODALITIES:
+        token = placeholder(config, modality)
+        if token not in seen and bool((ids == token).any()):
+            raise InvalidInputError(
+                "input_ids",
+                f"placeholders of {modality}s ({token}) in the call that encodes the {modality}s",
+                f"placeholders, and no call of get_{modality}_features",
+                "Pass the pixels with the ids. Early releases of transformers 5 lose them on some ways.",
+            )
 
 
 def image_starts(
@@ -69,9 +85,8 @@ def _entry_starts(ids: Tensor, visual: Tensor, runs: Tensor, entries: Entries, c
     for modality, lengths in entries.items():
         where = (visual & (ids == placeholder(config, modality))).flatten().nonzero().squeeze(1)
         if modality == "video":
-            closed = len(where) - sum(lengths) == len(
-                lengths
-            )  # older transformers close them outside the getter
+            # Older transformers close a video outside the getter.
+            closed = len(where) == sum(lengths) + len(lengths)
             lengths = [length for entry in lengths for length in _frames(entry + closed, config)]
         begin = torch.tensor([0, *lengths[:-1]], device=ids.device).cumsum(0)
         if sum(lengths) == len(where):
@@ -116,17 +131,16 @@ def numbered(starts: Tensor, visual: Tensor) -> Tensor:
 
 
 def check_numbers(numbers: object, visual: Tensor) -> Tensor:
-    """What `image_index` returned: integers [B, T]."""
+    """What `image_index` returned: integers [B, T], not negative at a visual position."""
+    wanted = f"a callable that returns int32 or int64 {list(visual.shape)}, from 0 at each visual token"
+    remedy = "Number the images of each row; what stands at other positions is not read."
     if (
         not isinstance(numbers, Tensor)
         or numbers.shape != visual.shape
-        or numbers.is_floating_point()
-        or numbers.is_complex()
+        or numbers.dtype not in (torch.int32, torch.int64)
     ):
-        raise InvalidInputError(
-            "image_index",
-            f"a callable that returns integers {list(visual.shape)}, an image's number at each of its tokens",
-            describe(numbers),
-            "Number the images of each row; what stands at other positions is not read.",
-        )
-    return numbers.to(visual.device, torch.int64)
+        raise InvalidInputError("image_index", wanted, describe(numbers), remedy)
+    numbers = numbers.to(visual.device, torch.int64)
+    if bool((numbers[visual] < 0).any()):
+        raise InvalidInputError("image_index", wanted, "a negative number at a visual token", remedy)
+    return numbers

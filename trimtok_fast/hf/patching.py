@@ -20,7 +20,8 @@ from trimtok_fast.errors import (
     UnsupportedModelError,
 )
 from trimtok_fast.hf.families import Place, find_place
-from trimtok_fast.hf.hooks import MODALITIES, FeatureGetter, Hook, Hooks
+from trimtok_fast.hf.hooks import FeatureGetter, Hook, Hooks
+from trimtok_fast.hf.images import MODALITIES
 from trimtok_fast.hf.selection import QUERIES, PositionRule, Prefill, Settings
 
 #: The handle of each patched model, by its outer module. The hooks keep it alive, and nothing else here does.
@@ -122,7 +123,8 @@ def patch(
         `PatchHandle`; the one that is there if the model is patched in the same way.
 
     Raises:
-        UnsupportedModelError: no visual tokens in the sequence, an unknown family, or compiled modules.
+        UnsupportedModelError: no visual tokens in the sequence, an unknown family, several models in one
+            module, or compiled modules.
         PatchStateError: the model is patched in another way and `replace` is false.
         InvalidInputError: `query` is none of the above.
         UnsupportedDtypeError: an argument of another type.
@@ -132,8 +134,10 @@ def patch(
         the side that the batch pads; `handle.last` says which positions those are. The KV cache that a
         prefill returns speaks of original positions and is to be continued by the patched model only. Without
         a cache (`use_cache=False`) each step of `generate()` is a prefill, which selects anew, with the text
-        so far as its query. Copies and pickles of a patched model are not patched.
+        so far as its query. Copies and pickles of a patched model are not patched. A call that cannot be
+        pruned is an error of that call (`InvalidInputError`, `PatchStateError`), never a full-length run.
     """
+    _check_switches(allow_window_drift=allow_window_drift, replace=replace)
     settings = _check_settings(config, query, image_index, allow_window_drift)
     place = find_place(model, any_family=image_index is not None)
     _check_place(model, place)
@@ -207,9 +211,13 @@ def _handle_of_model(model: nn.Module) -> PatchHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def _check_settings(
-    config: object, query: object, image_index: object, allow_window_drift: object
-) -> Settings:
+def _check_switches(**switches: object) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise UnsupportedDtypeError(name, "True or False", type(value).__name__, "Pass a bool.")
+
+
+def _check_settings(config: object, query: object, image_index: object, allow_window_drift: bool) -> Settings:
     if not callable(query) and query not in QUERIES:
         raise InvalidInputError(
             "query",
@@ -220,10 +228,6 @@ def _check_settings(
     if image_index is not None and not callable(image_index):
         raise UnsupportedDtypeError(
             "image_index", "a callable or None", type(image_index).__name__, "`patch` says what it is given."
-        )
-    if not isinstance(allow_window_drift, bool):
-        raise UnsupportedDtypeError(
-            "allow_window_drift", "True or False", type(allow_window_drift).__name__, "Pass a bool."
         )
     return Settings(check_config(config), query, image_index, allow_window_drift)  # type: ignore[arg-type]
 
@@ -239,13 +243,6 @@ def _check_place(model: nn.Module, place: Place) -> None:
                 f"a {'compiled' if compiled else 'scripted'} {type(module).__name__}, which may skip them",
                 "Patch the model as it was before.",
             )
-    if place.head is place.outer is not model and hasattr(model, "peft_config"):
-        raise UnsupportedModelError(
-            "model",
-            "modules that call their hooks",
-            f"adapters that call the forward of {type(place.outer).__name__} past them",
-            "Merge the adapters first.",
-        )
     embeddings = getattr(place.head, "get_output_embeddings", None)
     if place.head is not place.outer and embeddings is not None and embeddings() is None:
         raise UnsupportedModelError(

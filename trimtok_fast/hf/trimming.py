@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trimtok_fast.errors import UnsupportedModelError
 from trimtok_fast.hf import masks
-from trimtok_fast.hf.cache import Slots, unseal
+from trimtok_fast.hf.cache import Slots, half_written, unseal
 
 IGNORED_LABEL = -100
 
@@ -74,6 +74,8 @@ def resume(kwargs: dict[str, Any], config: Any, drift: bool) -> Slots:
     count, start = embeds.shape[1], cache.slots.length
     _check_windows(cache, config, drift)
     past = unseal(cache)
+    if int(cache.get_seq_length()) != past.columns.shape[1]:
+        raise half_written()
     slots = past.extended(count)
     _replace_mask(kwargs, slots.columns[:, -count:], start, slots, config, drift)
     positions = kwargs.get("position_ids")
