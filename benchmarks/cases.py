@@ -54,6 +54,7 @@ def max_min(tokens: Tensor, budget: int, rescan: bool = True) -> Case:
     product, matrix = count * count * width, 8 * count * count
 
     def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
         if name == OURS:
             checks.assert_max_min(tokens, picks, TOLERANCE[tokens.dtype])
         else:
@@ -91,35 +92,32 @@ def max_min(tokens: Tensor, budget: int, rescan: bool = True) -> Case:
     )
 
 
-def coverage(tokens: Tensor, images: int, budget: int) -> Case:
-    """Facility location in every image: apricot, and for one image the bare square product."""
+def coverage(tokens: Tensor, budget: int) -> Case:
+    """Facility location in one segment: apricot, and the bare square product."""
     count, width = tokens.shape
-    size = count // images
-    boundaries, budgets = list(range(0, count + 1, size)), [budget] * images
-    unit = normalize(tokens)
+    unit, product = normalize(tokens), count * count * width
 
     def ours(backend: str = "auto") -> Tensor:
-        return tt.greedy_select(tokens, boundaries, budgets, backend=backend)[0]
+        return tt.greedy_select(tokens, [0, count], [budget], backend=backend)[0]
 
     def check(name: str, picks: Tensor) -> None:
-        tolerance = TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS
-        checks.assert_coverage(tokens, boundaries, picks, tolerance)
+        checks.assert_picks(picks, range(count), budget)
+        checks.assert_coverage(tokens, picks, TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS)
 
-    limit = Contender(lambda: unit @ unit.T, limit=True, work=size * size * width, needs=4 * size * size)
     return Case(
-        f"coverage, {_shape(tokens, budget, images)}",
+        f"coverage, {_shape(tokens, budget)}",
         {
             OURS: Contender(ours),
             APRICOT: Contender(
-                lambda: contenders.apricot_facility_location(tokens, boundaries, budget),
-                work=images * size * size * width,
-                needs=24 * size * size,
+                lambda: contenders.apricot_facility_location(tokens, budget),
+                work=product,
+                needs=24 * count * count,
             ),
             **_only_on_cuda(tokens, lambda: {OWN_TORCH: Contender(lambda: ours("torch"))}),
-            **({SQUARE: limit} if images == 1 else {}),
+            SQUARE: Contender(lambda: unit @ unit.T, limit=True, work=product, needs=4 * count * count),
         },
         check,
-        traffic=lambda: floors.greedy(tokens, [size] * images, budgets, "coverage"),
+        traffic=lambda: floors.greedy(tokens, [count], [budget], "coverage"),
     )
 
 
@@ -139,6 +137,7 @@ def divprune(tokens: Tensor, budget: int, seeded: bool) -> Case:
         return contenders.divprune_rule(tokens, budget, seed)
 
     def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
         if name == OURS and not seeded:  # `prune` gives no order: the ordered picks are judged in its stead
             picks, rows = given(), picks
             assert torch.equal(picks.sort().values, rows), "prune differs from its op"
@@ -165,6 +164,7 @@ def trimtokenator(tokens: Tensor, budget: int) -> Case:
     def check(name: str, picks: Tensor) -> None:
         near = (tokens.double() - text.double().mean(0)).norm(dim=1).argsort()[: round(0.8 * count)]
         near = near.sort().values
+        checks.assert_picks(picks, near, budget)
         if name == OURS:
             rows = picks
             picks = tt.greedy_select(tokens, [0, len(near)], [budget], objective="max_mean", rows=near)[0]
@@ -194,6 +194,7 @@ def dpp(tokens: Tensor, budget: int) -> Case:
         return tt.dpp_select(tokens, [0, count], [budget], relevance=relevance, backend=backend)[0]
 
     def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
         tolerance = TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS
         checks.assert_determinant(tokens, relevance, picks, tolerance)
 
@@ -319,6 +320,7 @@ def prune(tokens: Tensor, images: int, share: float) -> Case:
         if isinstance(result, tt.PruneResult):
             checks.assert_pruned(tokens, boundaries, text, config, result, whole=count <= 2**14)
         else:
+            checks.assert_picks(result, range(count), budget)
             checks.assert_max_min(tokens, result, checks.RIVALS, seeds=1)
 
     product, matrix = count * count * width, 8 * count * count

@@ -7,7 +7,7 @@ samplers are told the first pick, which they would otherwise draw at random.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,19 +115,16 @@ def dpp_loop(tokens: Tensor, relevance: Tensor, count: int) -> Tensor:
     return picks
 
 
-def apricot_facility_location(tokens: Tensor, cu_segments: Sequence[int], count: int) -> Tensor:
-    """Apricot's facility location on the clamped cosine matrix of each segment, by its lazy greedy."""
+def apricot_facility_location(tokens: Tensor, count: int) -> Tensor:
+    """Apricot's facility location on the clamped cosine matrix, by its lazy greedy, compiled anew."""
     from apricot import FacilityLocationSelection
 
-    threads, picks = torch.get_num_threads(), []
-    for start, end in zip(cu_segments, cu_segments[1:], strict=False):
-        unit = normalize(tokens[start:end])
-        similarity = (unit @ unit.T).clamp_(min=0).double().cpu().numpy()
-        selector = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
-        selector.fit(similarity)
-        picks.append(start + torch.from_numpy(selector.ranking.astype("int64")))
+    unit, threads = normalize(tokens), torch.get_num_threads()
+    similarity = (unit @ unit.T).clamp_(min=0).double().cpu().numpy()
+    selector = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
+    selector.fit(similarity)
     torch.set_num_threads(threads)  # numba changes it
-    return torch.cat(picks)
+    return torch.from_numpy(selector.ranking.astype("int64")).to(tokens.device)
 
 
 def pairwise_diversity(tokens: Tensor, images: int, dtype: torch.dtype) -> Tensor:

@@ -43,8 +43,10 @@ def saved(path: Path, rows: int = 1, columns: int = 1, **options: Any) -> Iterat
 
 
 def plain_numbers(axis: Any) -> None:
-    """0.1, 10 and 1,000 instead of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """0.5, 20 and 1,000 on a logarithmic axis instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -183,15 +183,17 @@ def plot(results: dict[str, Any], path: Path) -> None:
             left.annotate(note, (end, place), (4, 0), textcoords="offset points", va="center")
         left.set_xlim(0, 1.45 * max(start))
         left.set_title("Seconds of each stage")
-        left.legend(loc="upper right", fontsize=7.5)
+        left.legend(loc="lower right", ncols=len(STAGES), fontsize=7.5)
         grown = [(entry["peak_bytes"] or 0) / 2**20 for entry in entries]
         bound = [(entry["input_bytes"] + results["workspace"]) / 2**20 for entry in entries]
         right.barh(labels, grown, color=figures.OURS, height=0.7, label="peak above the input")
         right.plot(bound, labels, "|", color="black", markersize=14, label="the input's own size + workspace")
         right.set_title("Memory, MiB")
-        right.legend(loc="upper right", fontsize=7.5)
+        right.set_xlim(0, 1.1 * max(bound + grown))
+        right.set_ylim(len(entries) + 0.6, -0.6)
+        right.legend(loc="lower right", ncols=2, fontsize=7.5)
         right.set_yticklabels([])
+        left.set_ylim(right.get_ylim())
         for axes in (left, right):
-            axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
         figure.suptitle(f"Long context: prune, width {WIDTH:,}, keep {KEEP:.0%}")

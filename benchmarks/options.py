@@ -27,5 +27,5 @@ class Options:
         """As much as asked for, or as little as a section wants."""
         return Effort(
             min(self.rounds, rounds or self.rounds, 2 if self.quick else self.rounds),
-            self.patience if patience is None else patience,
+            min(self.patience if patience is None else patience, 1 if self.quick else float("inf")),
         )

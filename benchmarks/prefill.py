@@ -167,7 +167,7 @@ def measure(options: Options) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     side, sides = (8, (2, 4, 8)) if options.quick else (16, (2, 3, 4, 6, 8, 12, 16))
     long, small = [], []
-    for images in track((1, 4, 16), "prefill", lambda images: f"{images} images"):
+    for images in track((1, 4, 16), "prefill", lambda images: f"images: {images}"):
         found = Prefill(model, build_prompt(images, side)).measure(
             SHARES, options.effort(patience=3 * options.patience)
         )
@@ -254,12 +254,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
             shares = [share for share in SHARES if f"{share:g}" in entry["prefill"]]
             first = [entry["tower"] + entry["prefill"][f"{share:g}"] for share in shares]
             whole = entry["tower"] + entry["prefill"][UNPATCHED]
-            name = f"{entry['images']} images, {entry['visual']:,} tokens"
+            images = "1 image" if entry["images"] == 1 else f"{entry['images']} images"
+            name = f"{images}, {entry['visual']:,} tokens"
             left.plot(shares, first, marker="o", color=colour, label=name)
             left.axhline(whole, color=colour, linestyle="--", linewidth=1)
             place = shares.index(0.2)
             left.annotate(
-                f"{whole / first[place]:.1f} × faster",
+                f"unpatched {whole / first[place]:.1f} ×",
                 (0.2, first[place]),
                 (4, -11),
                 textcoords="offset points",

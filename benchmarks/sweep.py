@@ -21,7 +21,6 @@ IMAGE = 1024
 OPS = {
     "token_statistics": "images of 1,024 tokens, about 0",
     "coverage": "`greedy_select`, one segment",
-    "coverage by image": "`greedy_select`, images of 1,024 tokens",
     "max_min": "`greedy_select`, one segment",
     "dpp": "`dpp_select`, one segment",
     "pareto_front": "points at random",
@@ -64,35 +63,29 @@ class Point:
             return cases.statistics(tokens, images)
         if self.op == "prune":
             return cases.prune(tokens, images, self.share)
-        if self.op == "coverage by image":
-            return cases.coverage(tokens, images, round(self.share * self.image))
-        if self.op == "coverage":
-            return cases.coverage(tokens, 1, budget)
-        return {"max_min": cases.max_min, "dpp": cases.dpp, "gather_tokens": cases.gather}[self.op](
-            tokens, budget
-        )
+        selections = {
+            "coverage": cases.coverage,
+            "max_min": cases.max_min,
+            "dpp": cases.dpp,
+            "gather_tokens": cases.gather,
+        }
+        return selections[self.op](tokens, budget)
 
 
 def grid(quick: bool) -> list[Point]:
     """Along the number of tokens, then the width, then the kept share; the axes cross at two points."""
     if quick:
-        counts, square, low_rank = (256, 512, 1024), (256, 512, 1024), (256, 512, 1024)
+        counts = square = low_rank = (256, 512, 1024)
         middle, widths, shares, image = 512, (128, 256), (0.05, 0.2), 128
     else:
-        counts, middle, widths, shares = (
-            (1024, 4096, 16384, 100352),
-            4096,
-            (1024, 2048, 4096, 8192),
-            (0.05, 0.1, 0.2),
-        )
+        counts, middle, image = (1024, 2048, 4096, 16384, 100352), 4096, IMAGE
+        widths, shares = (1024, 2048, 4096, 8192), (0.05, 0.1, 0.2)
         # One segment's coverage takes a matrix; more picks than channels leave a determinant nothing.
-        square, low_rank, image = (1024, 2048, 4096, 8192), (1024, 4096, 16384), IMAGE
+        square, low_rank = (1024, 2048, 4096, 8192), (1024, 2048, 4096, 16384)
     along = {"coverage": square, "dpp": low_rank}
     points = []
     for op in OPS:
         points += [Point(op, count, widths[0], shares[0], image) for count in along.get(op, counts)]
-        if op == "coverage by image":
-            continue
         if op not in WIDTHLESS:
             share = shares[0] if op in SHARELESS else shares[-1]
             points += [Point(op, middle, width, share, image) for width in widths]
@@ -212,7 +205,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
             for axes, label in ((time, "tokens"), (memory, "tokens"), (width, "channels"), (share, "kept")):
                 axes.set_xlabel(label)
             memory.yaxis.set_major_formatter(lambda value, _: f"{value / 2**20:,.5g}")
-            time.legend(fontsize=6.5, loc="upper left")
+            if time.lines:
+                time.legend(fontsize=6.5, loc="upper left")
         figure.suptitle("Growth. A cross: there a contender drops out, for time or memory.")
 
 
