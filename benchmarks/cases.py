@@ -199,7 +199,7 @@ def dpp(tokens: Tensor, budget: int) -> Case:
         checks.assert_determinant(tokens, relevance, picks, tolerance)
 
     return Case(
-        f"dpp, {_shape(tokens, budget)}",
+        f"dpp (cdpruner), {_shape(tokens, budget)}",
         {
             OURS: Contender(ours),
             LOOP: Contender(

@@ -37,6 +37,7 @@ class Contender:
         limit: whether it is no rival but a part of the work, as a bound: its result is not judged.
         target: how many times faster than a rival ours should be, or how many times a limit's time it may
             take.
+        memory_target: how many times the memory of ours a rival should need besides.
     """
 
     run: Callable[[], Any]
@@ -44,6 +45,7 @@ class Contender:
     needs: int = 0
     limit: bool = False
     target: float | None = None
+    memory_target: float | None = None
 
 
 @dataclass
@@ -141,14 +143,24 @@ def measure(case: Case, effort: Effort) -> list[Row]:
         if name in medians:
             row.seconds, row.rounds, row.peak_bytes = medians[name], len(times[name]), peaks[name]
             row.ratio = row.seconds / own
-        if contender.target is not None:
-            row.target = f"ours <= {contender.target:g} x" if contender.limit else f">= {contender.target:g}"
-        if contender.target is not None and row.ratio is not None:
-            row.met = row.ratio * contender.target >= 1 if contender.limit else row.ratio >= contender.target
+        _hold_against_target(row, contender, peaks[OURS])
         rows.append(row)
     if case.traffic is not None and device() == "cuda":
         rows[0].gigabytes, rows[0].share_of_floor = against_floor(case.traffic(), own, case.sixteen_bits)
     return rows
+
+
+def _hold_against_target(row: Row, contender: Contender, own_bytes: int | None) -> None:
+    """Fill in `target` and `met`."""
+    if contender.target is None:
+        return
+    row.target = f"ours <= {contender.target:g} x" if contender.limit else f">= {contender.target:g}"
+    if row.ratio is not None:
+        row.met = row.ratio * contender.target >= 1 if contender.limit else row.ratio >= contender.target
+    if contender.memory_target is not None:
+        row.target += f", memory >= {contender.memory_target:g} x"
+        if row.met and row.peak_bytes is not None and own_bytes is not None:
+            row.met = row.peak_bytes >= contender.memory_target * own_bytes
 
 
 def interleave(

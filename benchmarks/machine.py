@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import platform
@@ -61,6 +63,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
             return self
+        _give_back()
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the largest size so far counts from here
             self._before = _kilobytes("/proc/self/status", "VmRSS")
@@ -73,6 +76,12 @@ class Peak:
             self.grown = torch.cuda.max_memory_allocated() - self._before
         elif self._before is not None:
             self.grown = max(0, (_kilobytes("/proc/self/status", "VmHWM") or 0) - self._before)
+
+
+def _give_back() -> None:
+    """Return to the system what is freed but kept: used again, it would not count as a rise."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(path: str, key: str) -> int | None:

@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 def size(count: float | None) -> str:
     """Bytes in MiB; a dash where nothing is known."""
-    return "–" if count is None else f"{count / 2**20:,.0f} MiB"
+    return "–" if count is None else f"{digits(count / 2**20)} MiB"
 
 
 def digits(value: float) -> str:

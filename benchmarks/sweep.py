@@ -19,13 +19,13 @@ from benchmarks.workloads import make_tokens
 IMAGE = 1024
 #: What each op is, for the reader.
 OPS = {
-    "token_statistics": "images of 1,024 tokens, about 0",
+    "token_statistics": "image by image, about 0",
     "coverage": "`greedy_select`, one segment",
     "max_min": "`greedy_select`, one segment",
     "dpp": "`dpp_select`, one segment",
     "pareto_front": "points at random",
     "gather_tokens": "rows at random",
-    "prune": "the default method with text, images of 1,024 tokens",
+    "prune": "the default method with text",
 }
 #: Those that keep nothing, or know no width.
 SHARELESS, WIDTHLESS = ("token_statistics", "pareto_front"), ("pareto_front",)
@@ -195,18 +195,18 @@ def _cell(row: Row | None) -> str:
 def plot(results: dict[str, Any], path: Path) -> None:
     """A line of panels an op: time and memory by tokens, time over ours by width and by kept share."""
     by_op = _by_op(results)
-    height = 2.7 * len(by_op) + 0.6
-    with figures.saved(path, len(by_op), 4, figsize=(14, height), squeeze=False) as (figure, panels):
-        for (op, points), (time, memory, width, share) in zip(by_op.items(), panels, strict=True):
-            _draw(time, points, "count", "seconds", f"{op}: seconds")
-            _draw(memory, points, "count", "peak_bytes", "peak memory, MiB")
-            _draw(width, points, "width", "ratio", "time / ours, by width")
+    shape = {"figsize": (15, 2.7 * len(by_op) + 0.6), "gridspec_kw": {"width_ratios": (0.9, 1.3, 1.3, 1, 1)}}
+    with figures.saved(path, len(by_op), 5, squeeze=False, **shape) as (figure, panels):
+        for (op, points), (legend, time, memory, width, share) in zip(by_op.items(), panels, strict=True):
+            _draw(time, points, "count", "seconds", "seconds, by tokens")
+            _draw(memory, points, "count", "peak_bytes", "peak memory, MiB, by tokens")
+            _draw(width, points, "width", "ratio", "time / ours, by channels")
             _draw(share, points, "share", "ratio", "time / ours, by kept share")
-            for axes, label in ((time, "tokens"), (memory, "tokens"), (width, "channels"), (share, "kept")):
-                axes.set_xlabel(label)
-            memory.yaxis.set_major_formatter(lambda value, _: f"{value / 2**20:,.5g}")
-            if time.lines:
-                time.legend(fontsize=6.5, loc="upper left")
+            legend.set_axis_off()
+            legend.set_title(op, fontsize=12, loc="left")
+            legend.text(0, 1, OPS[op], transform=legend.transAxes, va="top", wrap=True)
+            known = next((axes for axes in (time, memory, width, share) if axes.lines), time)
+            legend.legend(*known.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(-0.05, 0.4))
         figure.suptitle("Growth. A cross: there a contender drops out, for time or memory.")
 
 
@@ -220,7 +220,8 @@ def _draw(axes: Any, points: Points, axis: str, value: str, title: str) -> None:
     colours = {OURS: figures.OURS, **dict(zip(rivals, figures.COLOURS * 2, strict=False))}
     for name in names:
         rows = [(getattr(point, axis), entry[name]) for point, entry in chosen if name in entry]
-        known = [(x, getattr(row, value)) for x, row in rows if getattr(row, value)]
+        unit = 2**20 if value == "peak_bytes" else 1
+        known = [(x, getattr(row, value) / unit) for x, row in rows if getattr(row, value)]
         if not known:
             continue
         power = powers[name] if value == "seconds" else None
@@ -235,6 +236,9 @@ def _draw(axes: Any, points: Points, axis: str, value: str, title: str) -> None:
         )
         if axis == "count" and any(row.note for _, row in rows):
             axes.plot(*known[-1], "x", color=colours[name], markersize=9)
+    if not axes.lines:
+        axes.set_axis_off()
+        return
     axes.set_title(title)
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -102,6 +102,13 @@ def test_targets_of_rivals_and_limits(clock, contender, met, target):
     assert (row.met, row.target) == (met, target)
 
 
+@pytest.mark.parametrize(("rival", "met"), [(500, True), (499, False)])
+def test_a_target_of_memory_besides(rival, met):
+    found = Row("case", "rival", 2.0, 3, 2.0, rival)
+    harness._hold_against_target(found, Contender(lambda: 1, target=1.2, memory_target=5), 100)
+    assert (found.met, found.target) == (met, ">= 1.2, memory >= 5 x")
+
+
 def test_a_rival_that_is_wrong_gets_no_time(clock):
     def check(name, result):
         assert name == OURS, "two picks are alike"
