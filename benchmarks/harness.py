@@ -107,12 +107,13 @@ class Effort:
     Attributes:
         rounds: interleaved rounds of a case.
         patience: seconds that a contender may use; once they are over, it sits out the later rounds.
-        paces: seconds for a unit of work, by contender, as far as they are known: who needs more than
-            `patience` for one run at this pace is left out.
+        longest: seconds that one run may take, as far as that is known before.
+        paces: seconds for a unit of work, by contender, as far as they are known.
     """
 
     rounds: int
     patience: float
+    longest: float = math.inf
     paces: dict[str, float] = field(default_factory=dict)
 
 
@@ -126,14 +127,16 @@ def measure(case: Case, effort: Effort) -> list[Row]:
     """
     notes: dict[str, str] = {}
     times: dict[str, list[float]] = {}
+    used: dict[str, float] = {}
     peaks: dict[str, int | None] = {}
     for name, contender in case.contenders.items():
         notes[name] = _left_out(name, contender, effort)
         if not notes[name]:
             first, peaks[name], notes[name] = _judged(case, name)
         if not notes[name]:
+            used[name] = first
             times[name] = [first] if first >= effort.patience else []
-    interleave({name: case.contenders[name].run for name in times}, times, effort)
+    interleave({name: case.contenders[name].run for name in times}, times, used, effort)
 
     medians = {name: statistics.median(values) for name, values in times.items()}
     own = medians[OURS]
@@ -164,14 +167,18 @@ def _hold_against_target(row: Row, contender: Contender, own_bytes: int | None) 
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], Any]], times: dict[str, list[float]], effort: Effort
-) -> dict[str, list[float]]:
-    """Seconds of every run, in turn and round by round, added to those there are."""
+    runs: Mapping[str, Callable[[], Any]],
+    times: dict[str, list[float]],
+    used: dict[str, float],
+    effort: Effort,
+) -> None:
+    """Add the seconds of every run to its times and to what it has used, in turn, round by round."""
     for _ in range(effort.rounds):
         for name, run in runs.items():
-            if sum(times[name]) < effort.patience:
-                times[name].append(timed(run)[0])
-    return times
+            if used[name] < effort.patience:
+                seconds = timed(run)[0]
+                times[name].append(seconds)
+                used[name] += seconds
 
 
 def _left_out(name: str, contender: Contender, effort: Effort) -> str:
@@ -180,8 +187,8 @@ def _left_out(name: str, contender: Contender, effort: Effort) -> str:
         return ""
     if contender.needs > available_bytes():
         return f"left out: needs {contender.needs / 2**30:.3g} GiB, {available_bytes() / 2**30:.3g} are free"
-    if effort.paces.get(name, 0) * contender.work > effort.patience:
-        return f"left out: at its pace on less, over {effort.patience:g} s"
+    if effort.paces.get(name, 0) * contender.work > effort.longest:
+        return f"left out: at its pace on less, over {effort.longest:g} s"
     return ""
 
 

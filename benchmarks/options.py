@@ -14,7 +14,7 @@ class Options:
     Attributes:
         quick: small shapes, few rounds, no targets.
         rounds: interleaved rounds of a case.
-        patience: seconds that a contender may use in a case.
+        patience: seconds that a contender may use in a case, and one of its runs may take.
         only: only the cases whose name contains this.
     """
 

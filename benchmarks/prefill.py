@@ -152,7 +152,8 @@ class Prefill:
         self.check(shares)
         runs = self.runs(shares)
         self.selections.clear()
-        times = interleave(runs, {name: [] for name in runs}, effort)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        interleave(runs, times, dict.fromkeys(runs, 0.0), effort)
         return {
             "visual": self.visual,
             "tower": self.tower,
@@ -169,7 +170,7 @@ def measure(options: Options) -> dict[str, Any]:
     long, small = [], []
     for images in track((1, 4, 16), "prefill", lambda images: f"images: {images}"):
         found = Prefill(model, build_prompt(images, side)).measure(
-            SHARES, options.effort(patience=3 * options.patience)
+            SHARES, options.effort(rounds=5, patience=3 * options.patience)
         )
         long.append({"images": images, **found})
     for side in track(sides, "break-even", lambda side: f"{side**2} visual tokens"):

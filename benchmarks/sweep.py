@@ -100,7 +100,8 @@ def measure(options: Options) -> dict[str, Any]:
     found = []
     wanted = [point for point in grid(options.quick) if options.only in f"{point.op}, {point}"]
     for point in track(wanted, "sweep", lambda point: f"{point.op}, {point}"):
-        effort = options.effort(rounds=3)
+        effort = options.effort(rounds=3, patience=0.4 * options.patience)
+        effort.longest = options.patience
         effort.paces = {name: pace for (op, name), pace in paces.items() if op == point.op}
         rows = in_fresh_process(measure_point, point, effort)
         for row in rows:

@@ -83,7 +83,7 @@ def test_ratios_are_of_medians_and_the_first_run_is_a_warm_up(clock):
 def test_out_of_patience_sits_out_and_one_long_run_counts(clock):
     rows = rows_of({OURS: Contender(series(1, 1, 1, 1)), "slow": Contender(series(30))}, Effort(3, 20))
     assert (rows["slow"].seconds, rows["slow"].rounds, rows[OURS].rounds) == (30, 1, 3)
-    rows = rows_of({OURS: Contender(series(1, 1, 1, 1)), "slow": Contender(series(8, 8, 14))}, Effort(3, 20))
+    rows = rows_of({OURS: Contender(series(1, 1, 1, 1)), "slow": Contender(series(4, 8, 14))}, Effort(3, 20))
     assert (rows["slow"].seconds, rows["slow"].rounds) == (11, 2)
 
 
@@ -153,7 +153,7 @@ def test_left_out_for_memory_and_for_time(clock, monkeypatch):
         "large": Contender(lambda: 1, needs=3 * 2**30),
         "slow": Contender(lambda: 1, work=1000),
     }
-    rows = rows_of(contenders, Effort(1, 9, {"fits": 0.5, "slow": 0.01}))
+    rows = rows_of(contenders, Effort(1, 99, longest=9, paces={"fits": 0.5, "slow": 0.01}))
     assert rows["fits"].seconds == 1
     assert rows["large"].note == "left out: needs 3 GiB, 2 are free"
     assert rows["slow"].note == "left out: at its pace on less, over 9 s"
