@@ -292,6 +292,10 @@ def test_statistics_and_prune_are_checked():
     stage[(stage == 0).nonzero()[0]] = 1
     with pytest.raises(AssertionError, match="stage 1 differs"):
         case.check(OURS, type(out)(**{**vars(out), "stage": stage}))
+    stage = out.stage.clone()
+    stage[(stage == 2).nonzero()[0]] = 1
+    with pytest.raises(AssertionError, match="the pool differs"):
+        case.check(OURS, type(out)(**{**vars(out), "stage": stage}))
 
 
 def row(case, contender, seconds, ratio, **more):
