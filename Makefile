@@ -2,10 +2,12 @@
 #
 #   make test ARGS="-k budgets"       ARGS goes to the command behind the target
 #   make test WORKERS=8               test processes, each with one torch thread
+#   make bench QUICK=1                small shapes, minutes for everything
 #   make demo PYTHON=python3.12       the python that .venv is made with
 
 PYTHON ?= python3
 WORKERS ?= 2
+QUICK ?=
 ARGS ?=
 
 VENV := .venv
@@ -43,8 +45,8 @@ lint: $(VENV)/.has-dev ## check style, format and types
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-bench: $(VENV)/.has-dev ## measure against the alternatives
-	$(RUN) benchmarks $(ARGS)
+bench: $(VENV)/.has-dev ## measure against the alternatives, half an hour; QUICK=1: small shapes, minutes
+	$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 clean: ## remove what was built and written (the environment: rm -r .venv)
 	rm -rf build dist *.egg-info trimtok-demo .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

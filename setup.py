@@ -27,6 +27,7 @@ EXTRAS = {
         "apricot-select>=0.6.1",
         "matplotlib>=3.8",
         "pytest-benchmark>=4.0",
+        "rich>=13",
         "torch-fps>=0.6",
         "torch-quickfps>=2.1",
     ],

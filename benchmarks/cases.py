@@ -1,256 +1,342 @@
-"""The cases: what is measured, on which tokens, against whom, and what must be right first."""
+"""The ops and methods as cases: ours, what a user would pick instead, what bounds it, and what is right.
+
+`work` and `needs` are of the parts that grow: multiply-adds, and the matrices that are held at once.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
 import trimtok_fast as tt
-from benchmarks import contenders
-from benchmarks.harness import Case
+from benchmarks import checks, contenders, floors
+from benchmarks.harness import OURS, Case, Contender
 from benchmarks.workloads import make_tokens
-from trimtok_fast.certificate import TOLERANCE, certify
+from trimtok_fast.certificate import TOLERANCE
 
-if TYPE_CHECKING:
-    from trimtok_fast.kernels.common import Traffic
+QUICKFPS, FPS, RUNNING, RESCAN = "torch-quickfps", "torch-fps", "matrix + running minimum", "DivPrune's rule"
+APRICOT, PAIRWISE, PAIRWISE_16 = "apricot-select", "pairwise matrix, fp32", "pairwise matrix, bf16"
+LOOP, FULL, NSGA, INDEX = "published loop", "full matrices", "NSGA-II's sorting", "index_select"
+TALL, SQUARE, COPY = (
+    "limit: the m x b x d product",
+    "limit: the m x m x d product",
+    "limit: copy_ of the tokens",
+)
+OWN_TORCH, COMPILED = "trimtok_fast, backend='torch'", "torch.compile of "
 
 
-def assert_greedy(
-    tokens: torch.Tensor, picks: torch.Tensor, objective: str, tolerance: float, seeds: int
-) -> None:
-    """The picks pass the certificate."""
-    regret = certify(tokens, picks, objective=objective, seeds=seeds).regret
-    assert regret <= tolerance, f"{objective}: a pick falls short by {regret:.2g} of the best"
+def _shape(tokens: Tensor, budget: int | None = None, images: int = 1) -> str:
+    count, width = tokens.shape
+    size = f"{images} x {count // images:,} x {width:,}" if images > 1 else f"{count:,} x {width:,}"
+    return size if budget is None else f"{size}, {budget:,} picks"
 
 
-def max_min(kind: str, count: int, width: int, budget: int, device: str) -> Case:
-    """k-centre in one segment against farthest-point samplers, the full matrix, and the bare tall product."""
-    tokens = make_tokens(kind, count, width).to(device)
-    unit = torch.nn.functional.normalize(tokens, dim=1)
+def _only_on_cuda(tokens: Tensor, others: Callable[[], dict[str, Contender]]) -> dict[str, Contender]:
+    """What is also measured where `backend="auto"` runs kernels: our own torch backend, compiled rivals."""
+    return others() if tokens.is_cuda else {}
+
+
+def max_min(tokens: Tensor, budget: int, rescan: bool = True) -> Case:
+    """k-centre in one segment: farthest-point samplers, the full matrix, and the bare tall product."""
+    count, width = tokens.shape
+    unit = normalize(tokens)
     some = unit[:budget].clone()
 
-    def ours() -> torch.Tensor:
-        return tt.greedy_select(tokens, [0, count], [budget], objective="max_min")[0]
+    def ours(backend: str = "auto") -> Tensor:
+        return tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend=backend)[0]
 
-    first = int(ours()[0])
+    # Samplers would draw the first pick at random. It is the most typical token.
+    first = int((unit @ unit.sum(0)).argmax())
+    product, matrix = count * count * width, 8 * count * count
+
+    def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
+        if name == OURS:
+            checks.assert_max_min(tokens, picks, TOLERANCE[tokens.dtype])
+        else:
+            checks.assert_max_min(tokens, picks, checks.RIVALS, seeds=1)
+
     others = {
-        "torch-quickfps": lambda: contenders.quickfps(tokens, budget, first),
-        "torch-fps": lambda: contenders.torch_fps(tokens, budget, first),
-        "matrix + running minimum": lambda: contenders.matrix_running_minimum(tokens, budget, first),
+        QUICKFPS: Contender(lambda: contenders.quickfps(tokens, budget, first), work=count * budget * width),
+        FPS: Contender(lambda: contenders.torch_fps(tokens, budget, first), work=count * budget * width),
+        RUNNING: Contender(
+            lambda: contenders.matrix_running_minimum(tokens, budget, first), work=product, needs=matrix
+        ),
     }
-    targets = dict(zip(others, (20, 10, 3) if count > 4096 else (1.5, 1.5, 1.5), strict=True))
-    if count <= 4096:  # beyond, it takes minutes
-        others["DivPrune's rule"] = lambda: contenders.divprune_rule(tokens, budget, first)
-    others |= _on_cuda(
+    if rescan:
+        others[RESCAN] = Contender(
+            lambda: contenders.divprune_rule(tokens, budget, first),
+            work=product + count * budget * budget / 2,
+            needs=matrix,
+        )
+    others |= _only_on_cuda(
         tokens,
-        lambda: tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend="torch")[0],
-        {"matrix + running minimum, compiled": (contenders.matrix_running_minimum, (tokens, budget, first))},
+        lambda: {
+            COMPILED + RUNNING: Contender(
+                lambda: contenders.matrix_running_minimum(tokens, budget, first, compiled=True),
+                work=product,
+                needs=matrix,
+            ),
+            OWN_TORCH: Contender(lambda: ours("torch")),
+        },
     )
-
-    def check() -> None:
-        assert_greedy(tokens, ours(), "max_min", TOLERANCE[torch.float32], 0)
-        for run in others.values():  # they sum squares in their own order: near ties may fall otherwise
-            assert_greedy(tokens, run(), "max_min", 1e-4, 1)
-
     return Case(
-        f"max_min, {kind}, {count} x {width}, {budget} picks",
-        ours,
-        {**others, "limit: the m x b x d product": lambda: unit @ some.T},
+        f"max_min, {_shape(tokens, budget)}",
+        {OURS: Contender(ours), **others, TALL: Contender(lambda: unit @ some.T, limit=True)},
         check,
-        at_least=targets,
-        at_most={"limit: the m x b x d product": 1.5} if count > 4096 else {},
-        traffic=lambda: _greedy_traffic(tokens, budget, "max_min"),
+        traffic=lambda: floors.greedy(tokens, [count], [budget], "max_min"),
     )
 
 
-def coverage(kind: str, count: int, width: int, budget: int, device: str) -> Case:
-    """Facility location in one segment against apricot, and the bare square product."""
-    tokens = make_tokens(kind, count, width).to(device)
-    unit = torch.nn.functional.normalize(tokens, dim=1)
+def coverage(tokens: Tensor, budget: int) -> Case:
+    """Facility location in one segment: apricot, and the bare square product."""
+    count, width = tokens.shape
+    unit, product = normalize(tokens), count * count * width
 
-    def ours() -> torch.Tensor:
-        return tt.greedy_select(tokens, [0, count], [budget])[0]
+    def ours(backend: str = "auto") -> Tensor:
+        return tt.greedy_select(tokens, [0, count], [budget], backend=backend)[0]
 
-    def check() -> None:
-        assert_greedy(tokens, ours(), "coverage", TOLERANCE[torch.float32], 0)
-        assert_greedy(tokens, contenders.apricot_facility_location(tokens, budget), "coverage", 1e-4, 0)
+    def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
+        checks.assert_coverage(tokens, picks, TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS)
 
     return Case(
-        f"coverage, {kind}, {count} x {width}, {budget} picks",
-        ours,
+        f"coverage, {_shape(tokens, budget)}",
         {
-            "apricot-select": lambda: contenders.apricot_facility_location(tokens, budget),
-            "limit: the m x m x d product": lambda: unit @ unit.T,
-            **_on_cuda(tokens, lambda: tt.greedy_select(tokens, [0, count], [budget], backend="torch")[0]),
+            OURS: Contender(ours),
+            APRICOT: Contender(
+                lambda: contenders.apricot_facility_location(tokens, budget),
+                work=product,
+                needs=24 * count * count,
+            ),
+            **_only_on_cuda(tokens, lambda: {OWN_TORCH: Contender(lambda: ours("torch"))}),
+            SQUARE: Contender(lambda: unit @ unit.T, limit=True, work=product, needs=4 * count * count),
         },
         check,
-        at_least={"apricot-select": 3},
-        at_most={"limit: the m x m x d product": 1.7},
-        traffic=lambda: _greedy_traffic(tokens, budget, "coverage"),
+        traffic=lambda: floors.greedy(tokens, [count], [budget], "coverage"),
     )
 
 
-def divprune(kind: str, count: int, width: int, seeded: bool, device: str) -> Case:
-    """DivPrune against a plain transcription of its rule, with the first pick to be found, or given."""
-    tokens = make_tokens(kind, count, width).to(device)
-    budget, config = round(0.2 * count), tt.PruneConfig(method="divprune")
-    first = contenders.isolated_token(tokens)
+def divprune(tokens: Tensor, budget: int, seeded: bool) -> Case:
+    """DivPrune: a plain transcription of its rule, with the first pick to be found, or given."""
+    count, width = tokens.shape
+    config, first = tt.PruneConfig(method="divprune", keep_tokens=budget), contenders.isolated_token(tokens)
 
-    def given() -> torch.Tensor:
+    def given() -> Tensor:
         return tt.greedy_select(tokens, [0, count], [budget], objective="max_min", seeds=[first])[0]
 
-    def whole() -> torch.Tensor:
+    def whole() -> Tensor:
         return tt.prune(tokens, [0, count], config=config).indices
 
-    def rule() -> torch.Tensor:
+    def rule() -> Tensor:
         seed = first if seeded else contenders.isolated_token(tokens)
         return contenders.divprune_rule(tokens, budget, seed)
 
-    def check() -> None:
-        assert_greedy(tokens, given(), "max_min", TOLERANCE[torch.float32], 1)
-        assert set(whole().tolist()) == set(given().tolist()), "the seeds differ"
+    def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
+        if name == OURS and not seeded:  # `prune` gives no order: the ordered picks are judged in its stead
+            picks, rows = given(), picks
+            assert torch.equal(picks.sort().values, rows), "prune differs from its op"
+        assert picks[0] == first, "another first pick"
+        checks.assert_max_min(tokens, picks, TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS, 1)
 
+    work = (1 + (not seeded)) * count * count * width + count * budget * budget / 2
     return Case(
-        f"divprune{', its seed given' if seeded else ''}, {kind}, {count} x {width}, {budget} picks",
-        given if seeded else whole,
-        {"DivPrune's rule": rule},
-        check,
-        at_least={"DivPrune's rule": 15 if seeded else 5},
-    )
-
-
-def trimtokenator(kind: str, count: int, width: int, device: str) -> Case:
-    """TrimTokenator against its two steps with full matrices."""
-    tokens = make_tokens(kind, count, width).to(device)
-    text = make_tokens("noise", 64, width, seed=1).to(device)
-    budget, config = round(0.2 * count), tt.PruneConfig(method="trimtokenator")
-
-    def ours() -> torch.Tensor:
-        return tt.prune(tokens, [0, count], text=text, config=config).indices
-
-    def check() -> None:
-        near = (tokens.double() - text.double().mean(0)).norm(dim=1).argsort()[: round(0.8 * count)]
-        near = near.sort().values
-        picks = tt.greedy_select(tokens, [0, len(near)], [budget], objective="max_mean", rows=near)[0]
-        assert set(ours().tolist()) == set(picks.tolist())
-        assert certify(tokens, picks, objective="max_mean", rows=near).regret <= TOLERANCE[torch.float32]
-
-    return Case(
-        f"trimtokenator, {kind}, {count} x {width}, {budget} picks",
-        ours,
-        {"full matrices": lambda: contenders.trimtokenator_rule(tokens, text, budget)},
-        check,
-        at_least={"full matrices": 1},
-    )
-
-
-def cdpruner(kind: str, count: int, width: int, device: str) -> Case:
-    """The determinantal greedy against its published loop, with the relevances of one text."""
-    tokens = make_tokens(kind, count, width).to(device)
-    text = make_tokens("noise", 1, width, seed=3).to(device)
-    cosine = torch.nn.functional.normalize(tokens) @ torch.nn.functional.normalize(text)[0]
-    relevance = (cosine - cosine.min()) / (cosine.max() - cosine.min())
-    budget = round(0.2 * count)
-
-    def ours() -> torch.Tensor:
-        return tt.dpp_select(tokens, [0, count], [budget], relevance=relevance)[0]
-
-    def check() -> None:
-        # Near ties may fall either way, and some of the last picks with them.
-        theirs = contenders.dpp_loop(tokens, relevance, budget)
-        assert len(set(ours().tolist()) & set(theirs.tolist())) >= 0.99 * budget
-
-    return Case(
-        f"cdpruner, {kind}, {count} x {width}, {budget} picks",
-        ours,
-        {"published loop": lambda: contenders.dpp_loop(tokens, relevance, budget)},
-        check,
-        at_least={"published loop": 1.2},
-    )
-
-
-def statistics(images: int, size: int, width: int, device: str) -> Case:
-    """Diversity of every image against the pairwise matrix; a preallocated copy shows what one pass costs."""
-    tokens = make_tokens("clusters", images * size, width, dtype=torch.bfloat16).to(device)
-    boundaries = list(range(0, images * size + 1, size))
-    buffer = torch.empty_like(tokens)
-
-    def ours(center: str = "none") -> tt.TokenStatistics:
-        return tt.token_statistics(tokens, boundaries, center=center)
-
-    def check() -> None:
-        exact = contenders.pairwise_diversity(tokens, images, torch.float64)
-        torch.testing.assert_close(ours().diversity, exact.float(), rtol=1e-4, atol=1e-5)
-
-    return Case(
-        f"token_statistics, bf16, {images} x {size} x {width}, center='none'",
-        ours,
+        f"divprune{', its seed given' if seeded else ''}, {_shape(tokens, budget)}",
         {
-            "pairwise matrix, fp32": lambda: contenders.pairwise_diversity(tokens, images, torch.float32),
-            "pairwise matrix, bf16": lambda: contenders.pairwise_diversity(tokens, images, torch.bfloat16),
-            "the same with center='sample'": lambda: ours("sample"),
-            "copy_ of the tokens": lambda: buffer.copy_(tokens),
-            **_on_cuda(
-                tokens,
-                lambda: tt.token_statistics(tokens, boundaries, center="none", backend="torch"),
-                {"pairwise, compiled": (contenders.pairwise_diversity, (tokens, images, torch.bfloat16))},
-            ),
+            OURS: Contender(given if seeded else whole),
+            RESCAN: Contender(rule, work=work, needs=8 * count * count),
         },
         check,
-        at_least={"pairwise matrix, fp32": 12, "pairwise matrix, bf16": 3},
-        traffic=lambda: _statistics_traffic([size] * images, width),
-        sixteen_bits=True,
     )
 
 
-def _greedy_traffic(tokens: torch.Tensor, budget: int, objective: str) -> Traffic:
-    """Of one segment whose similarities are stored."""
-    from trimtok_fast.backends.triton_greedy import form_of
-    from trimtok_fast.kernels import directions, greedy, similarity
-    from trimtok_fast.kernels.common import Traffic
+def trimtokenator(tokens: Tensor, budget: int) -> Case:
+    """TrimTokenator: its two steps with full matrices."""
+    count, width = tokens.shape
+    text = make_tokens("noise", 64, width, seed=1).to(tokens)
+    config = tt.PruneConfig(method="trimtokenator", keep_tokens=budget)
 
-    sizes, form = [len(tokens)], form_of(tokens, objective)
-    parts = (
-        directions.traffic(sizes, tokens.shape[1], tokens.dtype),
-        similarity.traffic(sizes, form.width, form.directions, form.matrix),
-        greedy.traffic(sizes, [budget], objective, form.matrix),
+    def check(name: str, picks: Tensor) -> None:
+        near = (tokens.double() - text.double().mean(0)).norm(dim=1).argsort()[: round(0.8 * count)]
+        near = near.sort().values
+        checks.assert_picks(picks, near, budget)
+        if name == OURS:
+            rows = picks
+            picks = tt.greedy_select(tokens, [0, len(near)], [budget], objective="max_mean", rows=near)[0]
+            assert torch.equal(picks.sort().values, rows), "prune differs from its op"
+        checks.assert_max_mean(
+            tokens, picks, near, TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS
+        )
+
+    return Case(
+        f"trimtokenator, {_shape(tokens, budget)}",
+        {
+            OURS: Contender(lambda: tt.prune(tokens, [0, count], text=text, config=config).indices),
+            FULL: Contender(lambda: contenders.trimtokenator_rule(tokens, text, budget)),
+        },
+        check,
     )
-    return Traffic(*map(sum, zip(*parts, strict=True)))
 
 
-def _statistics_traffic(sizes: list[int], width: int) -> Traffic:
-    from trimtok_fast.kernels.statistics import traffic
+def dpp(tokens: Tensor, budget: int) -> Case:
+    """The determinantal greedy: its loop as published, with the relevances of one text."""
+    count, width = tokens.shape
+    text = make_tokens("noise", 1, width, seed=3).to(tokens)
+    cosine = normalize(tokens) @ normalize(text)[0]
+    relevance = (cosine - cosine.min()) / (cosine.max() - cosine.min())
 
-    return traffic(sizes, width, torch.bfloat16, centred=False)
+    def ours(backend: str = "auto") -> Tensor:
+        return tt.dpp_select(tokens, [0, count], [budget], relevance=relevance, backend=backend)[0]
+
+    def check(name: str, picks: Tensor) -> None:
+        checks.assert_picks(picks, range(count), budget)
+        tolerance = TOLERANCE[tokens.dtype] if name == OURS else checks.RIVALS
+        checks.assert_determinant(tokens, relevance, picks, tolerance)
+
+    return Case(
+        f"dpp (cdpruner), {_shape(tokens, budget)}",
+        {
+            OURS: Contender(ours),
+            LOOP: Contender(
+                lambda: contenders.dpp_loop(tokens, relevance, budget),
+                work=count * count * width + count * budget * budget / 2,
+                needs=12 * count * count,
+            ),
+            **_only_on_cuda(tokens, lambda: {OWN_TORCH: Contender(lambda: ours("torch"))}),
+        },
+        check,
+    )
 
 
-def _on_cuda(
-    tokens: torch.Tensor,
-    eager: Callable[[], object],
-    compiled: dict[str, tuple[Callable[..., object], tuple[object, ...]]] | None = None,
-) -> dict[str, Callable[[], object]]:
-    """What is also measured where `backend="auto"` runs kernels: our own torch backend, compiled rivals."""
-    if not tokens.is_cuda:
-        return {}
-    others = {"trimtok_fast, backend='torch'": eager}
-    for name, (function, arguments) in (compiled or {}).items():
-        others[name] = functools.partial(torch.compile(function), *arguments)
-    return others
+def statistics(tokens: Tensor, images: int) -> Case:
+    """Diversity of every image: the pairwise matrix; a preallocated copy shows what one pass costs."""
+    count, width = tokens.shape
+    size = count // images
+    boundaries, buffer = list(range(0, count + 1, size)), torch.empty_like(tokens)
+
+    def ours(center: str = "none", backend: str = "auto") -> tt.TokenStatistics:
+        return tt.token_statistics(tokens, boundaries, center=center, backend=backend)
+
+    def pairwise(dtype: torch.dtype, compiled: bool = False) -> Contender:
+        run = torch.compile(contenders.pairwise_diversity) if compiled else contenders.pairwise_diversity
+        return Contender(
+            lambda: run(tokens, images, dtype),
+            work=images * size * size * width,
+            needs=images * size * size * dtype.itemsize,
+        )
+
+    def check(name: str, result: Any) -> None:
+        ends = [0, images - 1]
+        some = torch.cat([tokens[boundaries[image] : boundaries[image + 1]] for image in ends])
+        exact = contenders.pairwise_diversity(some, 2, torch.float64).float()
+        found = result.diversity[ends] if isinstance(result, tt.TokenStatistics) else result[ends]
+        coarse = name == PAIRWISE_16 or name == COMPILED + PAIRWISE_16
+        torch.testing.assert_close(found, exact, rtol=1e-2 if coarse else 1e-4, atol=1e-2 if coarse else 1e-5)
+
+    sixteen = tokens.dtype == torch.bfloat16
+    return Case(
+        f"token_statistics, {'bf16' if sixteen else 'fp32'}, {_shape(tokens, images=images)}",
+        {
+            OURS: Contender(ours),
+            "the same with center='sample'": Contender(lambda: ours("sample")),
+            PAIRWISE: pairwise(torch.float32),
+            **({PAIRWISE_16: pairwise(torch.bfloat16)} if sixteen else {}),
+            **_only_on_cuda(
+                tokens,
+                lambda: {
+                    COMPILED + PAIRWISE: pairwise(torch.float32, compiled=True),
+                    **({COMPILED + PAIRWISE_16: pairwise(torch.bfloat16, compiled=True)} if sixteen else {}),
+                    OWN_TORCH: Contender(lambda: ours(backend="torch")),
+                },
+            ),
+            COPY: Contender(lambda: buffer.copy_(tokens), limit=True),
+        },
+        check,
+        traffic=lambda: floors.statistics(tokens, [size] * images),
+        sixteen_bits=sixteen,
+    )
 
 
-def all_cases(quick: bool, device: str) -> Iterator[Case]:
-    """One after the other, so that only one input is in memory."""
-    kinds = ("clusters",) if quick else ("photo-like", "clusters", "noise")
-    scale = 4 if quick else 1
-    for kind in kinds:
-        yield max_min(kind, 8192 // scale, 1024, 1640 // scale, device)
-        yield max_min(kind, 1024, 1024, 205, device)
-        yield coverage(kind, 4096 // scale, 1024, 819 // scale, device)
-        for seeded in (False, True):
-            yield divprune(kind, 4096 // scale, 1024, seeded, device)
-        yield trimtokenator(kind, 4096 // scale, 1024, device)
-        yield cdpruner(kind, 2048 // scale, 1024, device)
-    yield statistics(32 // scale, 576, 3584, device)
+def pareto(count: int, device: str) -> Case:
+    """Fronts of points at random: non-dominated sorting with everybody against everybody."""
+    generator = torch.Generator().manual_seed(0)
+    diversity, alignment = torch.rand(2, count, generator=generator).to(device)
+
+    def ours(backend: str = "auto") -> Tensor:
+        return tt.pareto_front(diversity, alignment, [0, count], backend=backend)
+
+    return Case(
+        f"pareto_front, {count:,} points",
+        {
+            OURS: Contender(ours),
+            NSGA: Contender(
+                lambda: contenders.pareto_by_matrix(diversity, alignment), work=count**2, needs=12 * count**2
+            ),
+            **_only_on_cuda(diversity, lambda: {OWN_TORCH: Contender(lambda: ours("torch"))}),
+        },
+        lambda name, front: checks.assert_fronts(diversity, alignment, front),
+        traffic=lambda: floors.pareto(count),
+    )
+
+
+def gather(tokens: Tensor, budget: int) -> Case:
+    """Rows at random, ascending: torch's own."""
+    count, width = tokens.shape
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(count, generator=generator)[:budget].sort().values.to(tokens.device)
+
+    def check(name: str, found: Tensor) -> None:
+        assert torch.equal(found, tokens[rows]), "other rows"
+
+    return Case(
+        f"gather_tokens, {_shape(tokens)}, {budget:,} rows",
+        {
+            OURS: Contender(lambda: tt.gather_tokens(tokens, rows)),
+            INDEX: Contender(lambda: tokens.index_select(0, rows)),
+        },
+        check,
+        traffic=lambda: floors.gather(tokens, budget),
+        sixteen_bits=tokens.dtype != torch.float32,
+    )
+
+
+def prune(tokens: Tensor, images: int, share: float) -> Case:
+    """The default method with text: simpler rules that keep as many, over the whole prompt at once."""
+    count, width = tokens.shape
+    size = count // images
+    boundaries, text = list(range(0, count + 1, size)), make_tokens("noise", 16, width, seed=1).to(tokens)
+    config = tt.PruneConfig(keep_ratio=share)
+    budget = tt.kept_counts(boundaries, config=config)[0]
+
+    def ours(backend: str = "auto") -> tt.PruneResult:
+        return tt.prune(tokens, boundaries, text=text, config=config, backend=backend)
+
+    def check(name: str, result: Any) -> None:
+        if isinstance(result, tt.PruneResult):
+            checks.assert_pruned(tokens, boundaries, text, config, result, whole=count <= 2**14)
+        else:
+            checks.assert_picks(result, range(count), budget)
+            checks.assert_max_min(tokens, result, checks.RIVALS, seeds=1)
+
+    product, matrix = count * count * width, 8 * count * count
+    return Case(
+        f"prune, {_shape(tokens, images=images)}, keep {share:.0%}",
+        {
+            OURS: Contender(ours),
+            RUNNING: Contender(
+                lambda: contenders.matrix_running_minimum(tokens, budget, 0), work=product, needs=matrix
+            ),
+            RESCAN: Contender(
+                lambda: contenders.divprune_rule(tokens, budget, contenders.isolated_token(tokens)),
+                work=2 * product + count * budget * budget / 2,
+                needs=matrix,
+            ),
+            **_only_on_cuda(tokens, lambda: {OWN_TORCH: Contender(lambda: ours("torch"))}),
+        },
+        check,
+    )

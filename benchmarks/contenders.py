@@ -6,6 +6,10 @@ samplers are told the first pick, which they would otherwise draw at random.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -28,24 +32,38 @@ def torch_fps(tokens: Tensor, count: int, first: int) -> Tensor:
     return farthest_point_sampling(unit[None], mask, count, start_idx=start, assume_finite=True)[0]
 
 
-def matrix_running_minimum(tokens: Tensor, count: int, first: int) -> Tensor:
+def matrix_running_minimum(tokens: Tensor, count: int, first: int, compiled: bool = False) -> Tensor:
     """The whole distance matrix, then one row per pick folded into a running minimum."""
+    matrix, step = (_distances, _lower) if not compiled else (_compiled(_distances), _compiled(_lower))
+    distance = matrix(tokens)
+    nearest = torch.full((len(tokens),), torch.inf, device=tokens.device)
+    pick = torch.tensor([first], device=tokens.device)
+    picks = [pick]
+    for _ in range(1, count):
+        nearest, pick = step(nearest, distance, pick)
+        picks.append(pick)
+    return torch.cat(picks)
+
+
+def _distances(tokens: Tensor) -> Tensor:
     unit = normalize(tokens)
-    distance = 1 - unit @ unit.T
-    nearest = torch.full((len(unit),), torch.inf, device=unit.device)
-    picks = torch.empty(count, dtype=torch.int64, device=unit.device)
-    picks[0] = first
-    for step in range(1, count):
-        torch.minimum(nearest, distance[picks[step - 1]], out=nearest)
-        picks[step] = nearest.argmax()
-    return picks
+    return 1 - unit @ unit.T
+
+
+def _lower(nearest: Tensor, distance: Tensor, pick: Tensor) -> tuple[Tensor, Tensor]:
+    nearest = nearest.minimum(distance.index_select(0, pick)[0])
+    return nearest, nearest.argmax(0, keepdim=True)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 def divprune_rule(tokens: Tensor, count: int, first: int) -> Tensor:
     """DivPrune's rule, as its paper states it: the matrix, and all selected rows again for every pick."""
-    unit = normalize(tokens)
-    distance = 1 - unit @ unit.T
-    picks = torch.empty(count, dtype=torch.int64, device=unit.device)
+    distance = _distances(tokens)
+    picks = torch.empty(count, dtype=torch.int64, device=tokens.device)
     picks[0] = first
     for step in range(1, count):
         nearest = distance[picks[:step]].amin(0)
@@ -56,8 +74,7 @@ def divprune_rule(tokens: Tensor, count: int, first: int) -> Tensor:
 
 def isolated_token(tokens: Tensor) -> int:
     """DivPrune's first pick, from the whole matrix: the largest distance to the nearest other."""
-    unit = normalize(tokens)
-    distance = 1 - unit @ unit.T
+    distance = _distances(tokens)
     return int(distance.fill_diagonal_(torch.inf).amin(1).argmax())
 
 
@@ -99,14 +116,15 @@ def dpp_loop(tokens: Tensor, relevance: Tensor, count: int) -> Tensor:
 
 
 def apricot_facility_location(tokens: Tensor, count: int) -> Tensor:
-    """Apricot's facility location on the clamped cosine matrix, by its lazy greedy."""
+    """Apricot's facility location on the clamped cosine matrix, by its lazy greedy, compiled anew."""
     from apricot import FacilityLocationSelection
 
-    unit = normalize(tokens)
-    similarity = (unit @ unit.T).clamp_(min=0).double().numpy()
+    unit, threads = normalize(tokens), torch.get_num_threads()
+    similarity = (unit @ unit.T).clamp_(min=0).double().cpu().numpy()
     selector = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
     selector.fit(similarity)
-    return torch.from_numpy(selector.ranking.astype("int64"))
+    torch.set_num_threads(threads)  # numba changes it
+    return torch.from_numpy(selector.ranking.astype("int64")).to(tokens.device)
 
 
 def pairwise_diversity(tokens: Tensor, images: int, dtype: torch.dtype) -> Tensor:
@@ -115,3 +133,18 @@ def pairwise_diversity(tokens: Tensor, images: int, dtype: torch.dtype) -> Tenso
     size = unit.shape[1]
     total = torch.bmm(unit, unit.transpose(1, 2)).sum((1, 2), dtype=torch.float32)
     return 1 - (total - size) / (size * (size - 1))
+
+
+def pareto_by_matrix(diversity: Tensor, alignment: Tensor) -> Tensor:
+    """Non-dominated sorting as in NSGA-II: who dominates whom, then front after front by counting down."""
+    gap, other = diversity[:, None] - diversity, alignment[:, None] - alignment
+    dominates = (gap >= 0) & (other >= 0) & ((gap > 0) | (other > 0))
+    count = dominates.sum(0, dtype=torch.int32)
+    rank, front = torch.zeros_like(count, dtype=torch.int64), 0
+    while bool((count >= 0).any()):
+        free = count == 0
+        rank[free] = front
+        count -= dominates[free].sum(0, dtype=torch.int32)
+        count[free] = -1
+        front += 1
+    return rank

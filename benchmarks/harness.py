@@ -1,20 +1,70 @@
-"""Interleaved timing, and what is made of it: JSON, a table, a plot."""
+"""Contenders in turn, each judged before it is timed, and the maths on what that gives."""
 
 from __future__ import annotations
 
-import json
-import platform
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from benchmarks.machine import Peak, available_bytes, device
+
 if TYPE_CHECKING:
     from trimtok_fast.kernels.common import Traffic
+
+OURS = "trimtok_fast"
+#: What a rival may fail with without stopping the run: it is not installed, or does not run on this machine.
+UNABLE = (ImportError, MemoryError, NotImplementedError, RuntimeError)
+Item = TypeVar("Item")
+
+
+class WrongAnswerError(AssertionError):
+    """Our own result is wrong: there is nothing to time."""
+
+
+@dataclass
+class Contender:
+    """One way to a result.
+
+    Attributes:
+        run: makes it.
+        work: how much it does, in any unit, if its time is known to grow with that; 0 if not.
+        needs: bytes that it holds at once, if they could be more than there are.
+        limit: whether it is no rival but a part of the work, as a bound: its result is not judged.
+        target: how many times faster than a rival ours should be, or how many times a limit's time it may
+            take.
+        memory_target: how many times the memory of ours a rival should need besides.
+    """
+
+    run: Callable[[], Any]
+    work: float = 0
+    needs: int = 0
+    limit: bool = False
+    target: float | None = None
+    memory_target: float | None = None
+
+
+@dataclass
+class Case:
+    """Contenders on one input.
+
+    Attributes:
+        name: what is measured, with its shape.
+        contenders: by name, ours first.
+        check: called with a contender's name and result, asserts that it is right.
+        traffic: what our kernels must move and do, as their modules state it; asked for on a GPU only.
+        sixteen_bits: whether the tokens are fp16 or bf16.
+    """
+
+    name: str
+    contenders: dict[str, Contender]
+    check: Callable[[str, Any], None]
+    traffic: Callable[[], Traffic] | None = None
+    sixteen_bits: bool = False
 
 
 @dataclass
@@ -24,94 +74,158 @@ class Row:
     Attributes:
         case: what was measured, with its shape.
         contender: who did it.
-        seconds: median over the rounds.
+        seconds: median over the rounds; `None` for who did not run.
         rounds: how many there were.
         ratio: its time over ours, from the medians of one interleaved run.
-        target: what the ratio should reach, e.g. ">= 3" or "<= 1.5" (of ours over it); empty without one.
+        peak_bytes: how far memory rose in its first run; `None` where the system does not tell.
+        target: what the ratio should reach, e.g. ">= 3" or "ours <= 1.5 x"; empty without one.
         met: whether it does; `None` without a target.
         gigabytes: a second, of those that the kernels must move; on a GPU only.
         share_of_floor: what the GPU's data sheet allows at best, over the time taken; `None` without one.
+        work: the contender's.
+        note: why it did not run.
     """
 
     case: str
     contender: str
-    seconds: float
-    rounds: int
-    ratio: float
+    seconds: float | None = None
+    rounds: int = 0
+    ratio: float | None = None
+    peak_bytes: int | None = None
     target: str = ""
     met: bool | None = None
     gigabytes: float | None = None
     share_of_floor: float | None = None
+    work: float = 0
+    note: str = ""
 
 
 @dataclass
-class Case:
-    """Contenders on one input.
+class Effort:
+    """How long to measure.
 
     Attributes:
-        name: what is measured, with its shape.
-        ours: the package's own way.
-        others: what it is measured against, by name.
-        check: asserts that all results are right; runs once, before anything is timed.
-        at_least: how many times faster than each contender ours should be.
-        at_most: how many times its time ours may take, of the contenders that are limits, not rivals.
-        traffic: what our kernels must move and do, as their modules state it; asked for on a GPU only.
-        sixteen_bits: whether the tokens are fp16 or bf16.
+        rounds: interleaved rounds of a case.
+        patience: seconds that a contender may use; once they are over, it sits out the later rounds.
+        longest: seconds that one run may take, as far as that is known before.
+        paces: seconds for a unit of work, by contender, as far as they are known.
     """
 
-    name: str
-    ours: Callable[[], object]
-    others: dict[str, Callable[[], object]]
-    check: Callable[[], None]
-    at_least: dict[str, float] = field(default_factory=dict)
-    at_most: dict[str, float] = field(default_factory=dict)
-    traffic: Callable[[], Traffic] | None = None
-    sixteen_bits: bool = False
+    rounds: int
+    patience: float
+    longest: float = math.inf
+    paces: dict[str, float] = field(default_factory=dict)
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of one call: on a GPU its device time with a cold cache, else wall time on idle cores."""
-    if torch.cuda.is_available():
+def measure(case: Case, effort: Effort) -> list[Row]:
+    """Run every contender once and judge it; then time those who are right in turn, round by round.
+
+    The first run is also the warm-up. It is what counts of a contender that has no patience left after it.
+
+    Raises:
+        WrongAnswerError: our own result is wrong. A rival that is wrong gets no time, and a note.
+    """
+    notes: dict[str, str] = {}
+    times: dict[str, list[float]] = {}
+    used: dict[str, float] = {}
+    peaks: dict[str, int | None] = {}
+    for name, contender in case.contenders.items():
+        notes[name] = _left_out(name, contender, effort)
+        if not notes[name]:
+            first, peaks[name], notes[name] = _judged(case, name)
+        if not notes[name]:
+            used[name] = first
+            times[name] = [first] if first >= effort.patience else []
+    interleave({name: case.contenders[name].run for name in times}, times, used, effort)
+
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    own = medians[OURS]
+    rows = []
+    for name, contender in case.contenders.items():
+        row = Row(case.name, name, work=contender.work, note=notes[name])
+        if name in medians:
+            row.seconds, row.rounds, row.peak_bytes = medians[name], len(times[name]), peaks[name]
+            row.ratio = row.seconds / own
+        _hold_against_target(row, contender, peaks[OURS])
+        rows.append(row)
+    if case.traffic is not None and device() == "cuda":
+        rows[0].gigabytes, rows[0].share_of_floor = against_floor(case.traffic(), own, case.sixteen_bits)
+    return rows
+
+
+def _hold_against_target(row: Row, contender: Contender, own_bytes: int | None) -> None:
+    """Fill in `target` and `met`."""
+    if contender.target is None:
+        return
+    row.target = f"ours <= {contender.target:g} x" if contender.limit else f">= {contender.target:g}"
+    if row.ratio is not None:
+        row.met = row.ratio * contender.target >= 1 if contender.limit else row.ratio >= contender.target
+    if contender.memory_target is not None:
+        row.target += f", memory >= {contender.memory_target:g} x"
+        if row.met and row.peak_bytes is not None and own_bytes is not None:
+            row.met = row.peak_bytes >= contender.memory_target * own_bytes
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], Any]],
+    times: dict[str, list[float]],
+    used: dict[str, float],
+    effort: Effort,
+) -> None:
+    """Add the seconds of every run to its times and to what it has used, in turn, round by round."""
+    for _ in range(effort.rounds):
+        for name, run in runs.items():
+            if used[name] < effort.patience:
+                seconds = timed(run)[0]
+                times[name].append(seconds)
+                used[name] += seconds
+
+
+def _left_out(name: str, contender: Contender, effort: Effort) -> str:
+    """Why a contender is not even started."""
+    if name == OURS:
+        return ""
+    if contender.needs > available_bytes():
+        return f"left out: needs {contender.needs / 2**30:.3g} GiB, {available_bytes() / 2**30:.3g} are free"
+    if effort.paces.get(name, 0) * contender.work > effort.longest:
+        return f"left out: at its pace on less, over {effort.longest:g} s"
+    return ""
+
+
+def _judged(case: Case, name: str) -> tuple[float, int | None, str]:
+    """Seconds and peak memory of the first run, and what is wrong with it."""
+    contender = case.contenders[name]
+    try:
+        with Peak() as peak:
+            seconds, result = timed(contender.run)
+    except UNABLE as error:
+        if name == OURS:
+            raise
+        return 0.0, None, f"does not run here: {(str(error) or repr(error)).splitlines()[0]}"
+    try:
+        if not contender.limit:
+            case.check(name, result)
+    except AssertionError as error:
+        if name == OURS:
+            raise WrongAnswerError(f"{case.name}: {error}") from error
+        return seconds, peak.grown, f"refused: {(str(error) or 'a wrong answer').splitlines()[0]}"
+    return seconds, peak.grown, ""
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, and its result: on a GPU device time with a cold cache, else on idle cores."""
+    if device() == "cuda":
         torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()  # larger than any L2
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        run()
+        result = run()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
-    time.sleep(0.3)  # until the threads of the last contender have stopped spinning
+        return start.elapsed_time(end) / 1e3, result
+    time.sleep(0.1)  # until the threads of the last contender have stopped spinning
     begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-
-def measure(case: Case, rounds: int, patience: float) -> list[Row]:
-    """Check, then time all contenders in turn, round by round.
-
-    A contender that has used up `patience` seconds sits out the later rounds, after two at least.
-    """
-    case.check()
-    contenders = {"trimtok_fast": case.ours, **case.others}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            if len(times[name]) < 2 or sum(times[name]) < patience:
-                times[name].append(timed(run))
-    # The check has run most of them once; what is timed often enough loses its first round as a warm-up too.
-    times = {name: values[1:] if len(values) > 2 else values for name, values in times.items()}
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    own = medians["trimtok_fast"]
-    rows = [Row(case.name, "trimtok_fast", own, len(times["trimtok_fast"]), 1.0)]
-    if case.traffic is not None and torch.cuda.is_available():
-        rows[0].gigabytes, rows[0].share_of_floor = against_floor(case.traffic(), own, case.sixteen_bits)
-    for name in case.others:
-        row = Row(case.name, name, medians[name], len(times[name]), medians[name] / own)
-        if name in case.at_least:
-            row.target, row.met = f">= {case.at_least[name]:g}", row.ratio >= case.at_least[name]
-        if name in case.at_most:
-            row.target, row.met = f"ours <= {case.at_most[name]:g} x", 1 / row.ratio <= case.at_most[name]
-        rows.append(row)
-    return rows
+    result = run()
+    return time.perf_counter() - begin, result
 
 
 def against_floor(traffic: Traffic, seconds: float, sixteen_bits: bool) -> tuple[float, float | None]:
@@ -124,77 +238,46 @@ def against_floor(traffic: Traffic, seconds: float, sixteen_bits: bool) -> tuple
     return traffic.bytes_moved / seconds / 1e9, share
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers were taken on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": device,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def growth(sizes: Sequence[float], values: Sequence[float | None]) -> float | None:
+    """The exponent with which values grow: the slope of a line through their logarithms; needs three."""
+    points = [(math.log(x), math.log(y)) for x, y in zip(sizes, values, strict=True) if y]
+    if len(points) < 3:
+        return None
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def break_even(sizes: Sequence[float], ratios: Sequence[float]) -> float | None:
+    """The size from which on the ratio stays at 1 or above, between the two sizes where it gets there.
+
+    Args:
+        sizes: ascending.
+        ratios: time without over time with, at each of them.
+
+    Returns:
+        Interpolated, the ratio linear in the logarithm of the size. The smallest size if the ratio never is
+        below 1; `None` if it is at the largest size.
+    """
+    below = [place for place, ratio in enumerate(ratios) if ratio < 1]
+    if not below:
+        return sizes[0]
+    last = below[-1]
+    if last == len(sizes) - 1:
+        return None
+    share = (1 - ratios[last]) / (ratios[last + 1] - ratios[last])
+    return sizes[last] * (sizes[last + 1] / sizes[last]) ** share
 
 
-def to_table(rows: list[Row], facts: list[str]) -> str:
-    """Markdown: one line a contender, ratios over ours."""
-    where = ", ".join(f"{key} {value}" for key, value in machine().items())
-    lines = [
-        where,
-        "",
-        "| case | contender | median | time / ours | target | met |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        met = "" if row.met is None else ("yes" if row.met else "**no**")
-        time_taken = f"{row.seconds * 1e3:.4g} ms"
-        if row.gigabytes is not None:
-            time_taken += f", {row.gigabytes:,.0f} GB/s"
-        if row.share_of_floor is not None:
-            time_taken += f", {row.share_of_floor:.0%} of the floor"
-        cells = [row.case, row.contender, time_taken, f"{row.ratio:.3g}", row.target, met]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *[f"- {fact}" for fact in facts], ""])
+def track(items: Iterable[Item], title: str, name: Callable[[Item], str]) -> Iterator[Item]:
+    """The items, with a bar on a terminal that says which is at work; a line for each elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-
-def write(rows: list[Row], facts: list[str], folder: Path) -> list[Path]:
-    """`results.json`, `results.md` and `results.png` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine(), "rows": [asdict(row) for row in rows], "facts": facts}
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-    (folder / "results.md").write_text(to_table(rows, facts))
-    plot(rows, folder / "results.png")
-    return [folder / f"results.{kind}" for kind in ("json", "md", "png")]
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Each contender's time over ours, on a logarithmic axis; to the left of 1 it is faster than we are."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = [row for row in rows if row.contender != "trimtok_fast"]
-    figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(shown) + 1.3), layout="constrained")
-    colours = ["#2a78b5" if row.ratio >= 1 else "#c2571a" for row in shown]
-    bars = axes.barh(
-        [f"{row.case} · {row.contender}" for row in shown], [row.ratio for row in shown], color=colours
-    )
-    axes.bar_label(bars, [f"{row.ratio:.2g} ×" for row in shown], padding=3, fontsize=8)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.invert_yaxis()
-    axes.tick_params(labelsize=8)
-    axes.set_xlabel("time / trimtok_fast's")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+    items, terminal = list(items), Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+        task = progress.add_task(title, total=len(items))
+        for number, item in enumerate(items, 1):
+            progress.update(task, description=f"{title}: {name(item)}")
+            if not terminal.is_terminal:
+                print(f"{title} {number}/{len(items)}: {name(item)}", flush=True)
+            yield item
+            progress.advance(task)

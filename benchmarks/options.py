@@ -1,0 +1,31 @@
+"""What the command line asks of every section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.harness import Effort
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much to measure.
+
+    Attributes:
+        quick: small shapes, few rounds, no targets.
+        rounds: interleaved rounds of a case.
+        patience: seconds that a contender may use in a case, and one of its runs may take.
+        only: only the cases whose name contains this.
+    """
+
+    quick: bool = False
+    rounds: int = 7
+    patience: float = 10
+    only: str = ""
+
+    def effort(self, rounds: int | None = None, patience: float | None = None) -> Effort:
+        """As much as asked for, or as little as a section wants."""
+        return Effort(
+            min(self.rounds, rounds or self.rounds, 2 if self.quick else self.rounds),
+            min(self.patience if patience is None else patience, 1 if self.quick else float("inf")),
+        )
