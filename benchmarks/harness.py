@@ -20,6 +20,8 @@ OURS = "trimtok_fast"
 #: What a rival may fail with without stopping the run: it is not installed, or does not run on this machine.
 UNABLE = (ImportError, MemoryError, NotImplementedError, RuntimeError)
 Item = TypeVar("Item")
+#: Seconds that a quick contender's turn lasts.
+TURN = 0.2
 
 
 class WrongAnswerError(AssertionError):
@@ -74,8 +76,8 @@ class Row:
     Attributes:
         case: what was measured, with its shape.
         contender: who did it.
-        seconds: median over the rounds; `None` for who did not run.
-        rounds: how many there were.
+        seconds: median over the runs that count; `None` for who did not run.
+        rounds: how many those are, over all rounds.
         ratio: its time over ours, from the medians of one interleaved run.
         peak_bytes: how far memory rose in its first run; `None` where the system does not tell.
         target: what the ratio should reach, e.g. ">= 3" or "ours <= 1.5 x"; empty without one.
@@ -176,9 +178,20 @@ def interleave(
     for _ in range(effort.rounds):
         for name, run in runs.items():
             if used[name] < effort.patience:
-                seconds = timed(run)[0]
-                times[name].append(seconds)
-                used[name] += seconds
+                turn = _turn(run)
+                times[name] += turn[1:] or turn
+                used[name] += sum(turn)
+
+
+def _turn(run: Callable[[], Any]) -> list[float]:
+    """Seconds of the calls of one turn: one, or as many as a fifth of a second holds.
+
+    The first of several finds cores asleep and caches cold, and is not to count.
+    """
+    seconds = [timed(run)[0]]
+    while sum(seconds) < TURN:
+        seconds.append(timed(run, rest=0)[0])
+    return seconds
 
 
 def _left_out(name: str, contender: Contender, effort: Effort) -> str:
@@ -212,8 +225,13 @@ def _judged(case: Case, name: str) -> tuple[float, int | None, str]:
     return seconds, peak.grown, ""
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one call, and its result: on a GPU device time with a cold cache, else on idle cores."""
+def timed(run: Callable[[], Any], rest: float = 0.1) -> tuple[float, Any]:
+    """Seconds of one call, and its result: on a GPU device time with a cold cache, else on idle cores.
+
+    Args:
+        run: the call.
+        rest: seconds before it, until the threads of the last contender have stopped spinning.
+    """
     if device() == "cuda":
         torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()  # larger than any L2
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -222,7 +240,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3, result
-    time.sleep(0.1)  # until the threads of the last contender have stopped spinning
+    time.sleep(rest)
     begin = time.perf_counter()
     result = run()
     return time.perf_counter() - begin, result

@@ -36,7 +36,7 @@ def quick_to_load(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     """`timed` takes what a run returns for its seconds."""
-    monkeypatch.setattr(harness, "timed", lambda run: (run(), "result"))
+    monkeypatch.setattr(harness, "timed", lambda run, rest=0: (run(), "result"))
 
 
 def rows_of(contenders, effort, check=lambda name, result: None):
@@ -125,6 +125,14 @@ def test_a_limit_is_not_judged(clock):
         {OURS: Contender(lambda: 1), "part": Contender(lambda: 1, limit=True)}, Effort(1, 9), check
     )
     assert rows["part"].seconds == 1
+
+
+def test_a_quick_contender_repeats_and_its_first_call_of_a_turn_does_not_count(clock):
+    quick, slow = [0.09, 0.05, 0.07, 0.09, 0.03, 0.15], [0.5, 0.5]
+    times, used = {"quick": [], "slow": []}, {"quick": 0.0, "slow": 0.0}
+    harness.interleave({"quick": series(*quick), "slow": series(*slow)}, times, used, Effort(2, 10))
+    assert times == {"quick": [0.05, 0.07, 0.03, 0.15], "slow": slow}
+    assert used["quick"] == pytest.approx(0.48)
 
 
 def test_nothing_is_timed_once_ours_is_wrong(clock):
