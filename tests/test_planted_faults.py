@@ -102,7 +102,9 @@ def plans():
     test_budgets.test_a_full_image_hands_its_share_on()
     test_budgets.test_when_all_with_weight_are_full_the_rest_goes_by_size()
     test_budgets.test_zero_tokens_do_not_count_in_the_weights()
-    test_budgets.test_the_split_is_even_where_variation_is_undefined(math.nan, 45)
+    test_budgets.test_by_hand_with_text()
+    test_budgets.test_what_is_set_aside_binds_even_where_the_split_leaves_less()
+    test_budgets.test_stage_1_does_all_where_images_differ_or_variation_is_undefined(math.nan, 20)
     test_budgets.test_kept_counts_by_hand({"keep_ratio": 0.125}, [13, 1])
     test_budgets.plan([50, 50], [1e-4, 2.0], 1.0, min_tokens_per_image=12, stage_split=1.0)
     images, samples = segments.cumulative([60, 40, 80]), segments.cumulative([2, 1])
@@ -282,16 +284,25 @@ FAULTS = {
         ("floor ignored", ", 1, floor)", ", 1)"),
     ],
     (budgets.stage_weight, plans): [
-        ("split inverted", "variation / total", "diversity / total"),
-        ("undefined taken for 0", "total, 0.5)", "total, 0.0)"),
+        ("split inverted", "0.5 + 0.5 * differ", "1.0 - 0.5 * differ"),
+        ("undefined taken for 0", "nan=1.0", "nan=0.0"),
+        ("a sum of distances for their growth", "variation * (1 - diversity)", "variation"),
+        ("text ignored", "where(has_text, 0.5,", "where(has_text & False, 0.5,"),
     ],
     (budgets._plan_sample, plans): [
         ("survivors rounded down", "weight + 0.5", "weight"),
         ("pool of all survivors", "(survivors - kept)", "survivors"),
-        ("floor ignored", "max=config.min_tokens_per_image", "max=0"),
+        ("pool without text", "torch.where(has_text, (", "torch.where(has_text | True, ("),
+        ("floors of samples without text", "floors_of(sizes, kept, True", "floors_of(sizes, kept, False"),
+        ("what is set aside left out", ".maximum(floors.sum())", ""),
         ("caps ignored", "budgets = _l", "lengths = size.expand_as(lengths)\n    budgets = _l"),
         ("zero tokens weigh", "nonzero * diversity,", "lengths * diversity,"),
     ],
+    (budgets.anchors_of, plans): [
+        ("floor ignored", "min(config.min_tokens_per_image, length)", "0"),
+        ("the text's share", "(1 - config.text_share)", "0"),
+    ],
+    (budgets.text_seeds_of, plans): [("none for the text", "kept * length", "0 * length")],
     (budgets.plan_of, plans): [("variation of the batch", ".variation[sample]", ".variation.mean()")],
     (budgets._water_fill, plans): [("rest not shared", "saturated & ~positive", "saturated & positive")],
     (budgets._largest_remainder, plans): [
@@ -306,6 +317,11 @@ FAULTS = {
             "plan.image_budgets.cumsum(0) - plan.image_budgets",
             "plan.image_budgets.cumsum(0) - 2",
         ),
+        ("the text's tokens for anchors", "min(seed, length - anchor)", "0"),
+    ],
+    (pipeline._most_aligned, prune): [
+        ("least aligned", "descending=True", "descending=False"),
+        ("of the whole batch", "[images.owner(device)[ranking].argsort(stable=True)]", ""),
     ],
     (pipeline._stage_2, prune): [
         ("origin ignored", "origin=statistics.origin", "origin=None"),
