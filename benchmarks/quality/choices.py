@@ -99,8 +99,8 @@ def measure(quick: bool = False, progress: Callable[[str], None] = lambda line: 
         for share in shares
     }
     asked = {}
-    queries = photos.needles()[:: 3 if quick else 1]
-    for share in shares:
+    queries = photos.needles()[:: 4 if quick else 2]
+    for share in shares[-2:]:
         progress(f"text at {share:.0%}")
         asked[str(share)] = compared(
             {

@@ -94,7 +94,7 @@ def clips() -> list[tuple[str, Image.Image]]:
     pictures = {picture.name: picture.image for picture in bundled_pictures()}
     made = []
     for name in ("astronaut", "china"):
-        side = round(0.8 * min(pictures[name].size))
+        side = int(0.8 * min(pictures[name].size))
         for frame in range(FRAMES):
             left, top = frame * STEP[0], frame * STEP[1]
             made.append((f"{name} {frame}", pictures[name].crop((left, top, left + side, top + side))))
