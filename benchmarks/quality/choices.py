@@ -10,7 +10,7 @@ from torch import Tensor
 
 import trimtok_fast as tt
 from benchmarks.quality import tables as study_tables
-from benchmarks.quality.study import OURS, compared, scores, selected, with_text
+from benchmarks.quality.study import OURS, QUERIES, compared, scores, selected, spread, with_text
 from benchmarks.quality.tokens import Pictures, clips, photographs, pictures_of, with_constant
 from trimtok_fast.budgets import text_seeds_of
 from trimtok_fast.demo.classifier import INPUT_SIDE, Classifier
@@ -99,7 +99,7 @@ def measure(quick: bool = False, progress: Callable[[str], None] = lambda line: 
         for share in shares
     }
     asked = {}
-    queries = photos.needles()[:: 4 if quick else 2]
+    queries = spread(photos.needles(), 4 if quick else QUERIES)
     for share in shares[-2:]:
         progress(f"text at {share:.0%}")
         asked[str(share)] = compared(

@@ -29,7 +29,8 @@ WITH_TEXT = (OURS, "trimtokenator", "cdpruner")
 SHARES = (0.5, 0.2, 0.1, 0.05)
 #: Budgets at which tokens as projectors make them and crops are measured.
 LOW_SHARES = (0.2, 0.1, 0.05)
-NEEDLE_CROPS, CROP_QUERIES = 200, 8
+QUERIES = 12
+NEEDLE_CROPS, CROP_QUERIES = 200, 6
 
 #: Values of one metric by case: they are resampled together.
 Cases = dict[str, list[float]]
@@ -75,7 +76,7 @@ def measure(quick: bool = False, progress: Callable[[str], None] = lambda line: 
         result["spaces"][name] = _by_share(
             low_shares, METHODS, lambda *key, seen=seen: without_text(classifier, photos, *key, seen=seen)
         )
-    queries = photos.needles()[:: 3 if quick else 1]
+    queries = spread(photos.needles(), 4 if quick else QUERIES)
     result["queries"] = len(queries)
     progress(f"with text, {len(queries)} queries")
     result["with text"] = _by_share(
@@ -84,7 +85,7 @@ def measure(quick: bool = False, progress: Callable[[str], None] = lambda line: 
     count = NEEDLE_CROPS // (4 if quick else 1)
     progress(f"{count} crops")
     many = pictures_of(classifier, crops(count), CROP_SIDE, lambda: None)
-    queries = _spread(many.needles(), 3 if quick else CROP_QUERIES)
+    queries = spread(many.needles(), 3 if quick else CROP_QUERIES)
     result["crops"] = {"crops": count, "queries": len(queries)}
     result["crops"]["shares"] = _by_share(
         low_shares[-2:], METHODS, lambda *key: with_text(classifier, many, *key, queries=queries)
@@ -187,6 +188,6 @@ def _by_share(
     }
 
 
-def _spread(items: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def spread(items: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """At most `count` of the items, evenly."""
     return [items[index * len(items) // count] for index in range(count)] if len(items) > count else items
