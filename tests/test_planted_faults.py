@@ -108,7 +108,7 @@ def plans():
     test_budgets.test_kept_counts_by_hand({"keep_ratio": 0.125}, [13, 1])
     test_budgets.plan([50, 50], [1e-4, 2.0], 1.0, min_tokens_per_image=12, stage_split=1.0)
     images, samples = segments.cumulative([60, 40, 80]), segments.cumulative([2, 1])
-    known = test_budgets.statistics_of([0.5, 1.5, 0.2], [0.1, 1.0], [60, 40, 80])
+    known = test_budgets.statistics_of([0.5, 0.3, 0.2], [0.1, 1.0], [60, 40, 80])
     batch = test_budgets.test_a_batch_plans_each_sample_as_if_alone.hypothesis.inner_test
     batch((images, samples, known, tt.PruneConfig()))
 
@@ -119,6 +119,7 @@ def prune():
     test_prune.test_each_stage_is_greedy_by_its_certificate()
     test_prune.test_a_plan_overrides_the_budgets()
     test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "max_min")
+    test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "coverage")
     test_prune.test_the_pool_starts_from_the_anchors_and_its_order_decides_without_text(2, "torch")
     test_prune.test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both("photo-like", 3.0)
     test_prune.test_scores_of_the_cut_front_that_tie_go_to_the_lowest_row()
@@ -314,14 +315,18 @@ FAULTS = {
         ("rule of stage 2", "config.image_objective", "config.pool_objective"),
         (
             "last picks for anchors",
-            "plan.image_budgets.cumsum(0) - plan.image_budgets",
-            "plan.image_budgets.cumsum(0) - 2",
+            "integers_on(device, skipped)",
+            "plan.image_budgets - integers_on(device, tuple(anchors))",
         ),
         ("the text's tokens for anchors", "min(seed, length - anchor)", "0"),
     ],
     (pipeline._most_aligned, prune): [
         ("least aligned", "descending=True", "descending=False"),
-        ("of the whole batch", "[images.owner(device)[ranking].argsort(stable=True)]", ""),
+        (
+            "the first of each image",
+            "alignment.argsort(descending=True, stable=True)",
+            "torch.arange(images.end)",
+        ),
     ],
     (pipeline._stage_2, prune): [
         ("origin ignored", "origin=statistics.origin", "origin=None"),
@@ -347,7 +352,7 @@ FAULTS = {
         ("distance not normalised", "_normalised(delta, group) +", "delta +"),
         ("fronts upside down", "rank(run, delta,", "rank(run, -delta,"),
         ("fronts mixed", "cu_ranked[sample] + ranks", "ranks"),
-        ("ranked without text", "int(length > 0)", "1"),
+        ("ranked without text", "map(int, texts)", "[1] * len(texts)"),
     ],
     (pipeline._places, prune): [("stretches of the first", "[counts.owner(starts.device)]", "[0]")],
     (pipeline.prune, prune): [
@@ -362,7 +367,7 @@ FAULTS = {
         ("distances of others", "=distance[places]", "=distance[: len(places)]"),
         ("plan ignored", "if plan is None:", "if True:"),
     ],
-    (pipeline.PruneResult.gather, prune): [("the row before", "self.indices", "self.indices - 1")],
+    (pipeline.PruneResult.gather, prune): [("the rows in reverse", "self.indices)", "self.indices.flip(0))")],
     (segments.Segments.owner, prune): [("samples mixed", "self.lengths)", "self.lengths[::-1])")],
     (certificate.certify, certificates): [
         ("regret always 0", "max(step[0] for step in steps)", "0.0"),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import trimtok_fast as tt
-from benchmarks.quality import tables as study_tables
 from benchmarks.quality.study import OURS, QUERIES, compared, scores, selected, spread, with_text
+from benchmarks.quality.tables import LEGEND, section
 from benchmarks.quality.tokens import Pictures, clips, photographs, pictures_of, with_constant
 from trimtok_fast.budgets import text_seeds_of
 from trimtok_fast.demo.classifier import INPUT_SIDE, Classifier
@@ -139,9 +139,9 @@ def evenly_seeded(pictures: Pictures, share: float, part: float) -> Tensor:
 
 def tables(results: dict[str, Any]) -> str:
     """Markdown of what `measure` returns."""
-    lines = ["# What settles the defaults", "", study_tables.LEGEND]
+    lines = ["# What settles the defaults", "", LEGEND]
     for title, shares in results["without text"].items():
-        lines += study_tables.section(title, shares, ("KL", "same answer", "mean distance"))
+        lines += section(title, shares, ("KL", "same answer", "mean distance"))
     title = f"With text, photographs, {results['queries']} queries"
-    lines += study_tables.section(title, results["with text"], ("needle", "evidence", "best 20", "KL"))
+    lines += section(title, results["with text"], ("needle", "evidence", "best 20", "KL"))
     return "\n".join(lines) + "\n"
