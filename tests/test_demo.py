@@ -337,9 +337,9 @@ def test_without_a_query_nothing_speaks_of_one(tmp_path, bundled, capsys):
 
 
 def test_legends_name_the_stages_that_a_method_has(result):
-    assert [len(legend(result, method)) for method in result.selections] == [3, 3, 1, 1, 1]
+    assert [len(legend(result, method)) for method in result.selections] == [3, 2, 1, 1, 1, 1, 1]
     assert "Pareto" in legend(result, "trimtokenator-lc")[2].name
-    assert "Pareto" not in legend(result, "no-query")[2].name
+    assert not any("Pareto" in stage.name for stage in legend(result, "no-query"))
 
 
 # Bad input

@@ -106,11 +106,13 @@ def plans():
     test_budgets.test_a_full_image_hands_its_share_on()
     test_budgets.test_when_all_with_weight_are_full_the_rest_goes_by_size()
     test_budgets.test_zero_tokens_do_not_count_in_the_weights()
-    test_budgets.test_the_split_is_even_where_variation_is_undefined(math.nan, 45)
+    test_budgets.test_by_hand_with_text()
+    test_budgets.test_what_is_set_aside_binds_even_where_the_split_leaves_less()
+    test_budgets.test_stage_1_does_all_where_images_differ_or_variation_is_undefined(math.nan, 20)
     test_budgets.test_kept_counts_by_hand({"keep_ratio": 0.125}, [13, 1])
     test_budgets.plan([50, 50], [1e-4, 2.0], 1.0, min_tokens_per_image=12, stage_split=1.0)
     images, samples = segments.cumulative([60, 40, 80]), segments.cumulative([2, 1])
-    known = test_budgets.statistics_of([0.5, 1.5, 0.2], [0.1, 1.0], [60, 40, 80])
+    known = test_budgets.statistics_of([0.5, 0.3, 0.2], [0.1, 1.0], [60, 40, 80])
     batch = test_budgets.test_a_batch_plans_each_sample_as_if_alone.hypothesis.inner_test
     batch((images, samples, known, tt.PruneConfig()))
 
@@ -121,6 +123,7 @@ def prune():
     test_prune.test_each_stage_is_greedy_by_its_certificate()
     test_prune.test_a_plan_overrides_the_budgets()
     test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "max_min")
+    test_prune.test_a_batch_equals_its_samples_alone(torch.float32, "coverage", "coverage")
     test_prune.test_the_pool_starts_from_the_anchors_and_its_order_decides_without_text(2, "torch")
     test_prune.test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both("photo-like", 3.0)
     test_prune.test_scores_of_the_cut_front_that_tie_go_to_the_lowest_row()
@@ -303,16 +306,25 @@ FAULTS = {
         ("floor ignored", ", 1, floor)", ", 1)"),
     ],
     (budgets.stage_weight, plans): [
-        ("split inverted", "variation / total", "diversity / total"),
-        ("undefined taken for 0", "total, 0.5)", "total, 0.0)"),
+        ("split inverted", "0.5 + 0.5 * differ", "1.0 - 0.5 * differ"),
+        ("undefined taken for 0", "nan=1.0", "nan=0.0"),
+        ("a sum of distances for their growth", "variation * (1 - diversity)", "variation"),
+        ("text ignored", "where(has_text, 0.5,", "where(has_text & False, 0.5,"),
     ],
     (budgets._plan_sample, plans): [
         ("survivors rounded down", "weight + 0.5", "weight"),
         ("pool of all survivors", "(survivors - kept)", "survivors"),
-        ("floor ignored", "max=config.min_tokens_per_image", "max=0"),
+        ("pool without text", "torch.where(has_text, (", "torch.where(has_text | True, ("),
+        ("floors of samples without text", "floors_of(sizes, kept, True", "floors_of(sizes, kept, False"),
+        ("what is set aside left out", ".maximum(floors.sum())", ""),
         ("caps ignored", "budgets = _l", "lengths = size.expand_as(lengths)\n    budgets = _l"),
         ("zero tokens weigh", "nonzero * diversity,", "lengths * diversity,"),
     ],
+    (budgets.anchors_of, plans): [
+        ("floor ignored", "min(config.min_tokens_per_image, length)", "0"),
+        ("the text's share", "(1 - config.text_share)", "0"),
+    ],
+    (budgets.text_seeds_of, plans): [("none for the text", "kept * length", "0 * length")],
     (budgets.plan_of, plans): [("variation of the batch", ".variation[sample]", ".variation.mean()")],
     (budgets._water_fill, plans): [("rest not shared", "saturated & ~positive", "saturated & positive")],
     (budgets._largest_remainder, plans): [
@@ -324,8 +336,17 @@ FAULTS = {
         ("rule of stage 2", "config.image_objective", "config.pool_objective"),
         (
             "last picks for anchors",
-            "plan.image_budgets.cumsum(0) - plan.image_budgets",
-            "plan.image_budgets.cumsum(0) - 2",
+            "integers_on(device, skipped)",
+            "plan.image_budgets - integers_on(device, tuple(anchors))",
+        ),
+        ("the text's tokens for anchors", "min(seed, length - anchor)", "0"),
+    ],
+    (pipeline._most_aligned, prune): [
+        ("least aligned", "descending=True", "descending=False"),
+        (
+            "the first of each image",
+            "alignment.argsort(descending=True, stable=True)",
+            "torch.arange(images.end)",
         ),
     ],
     (pipeline._stage_2, prune): [
@@ -352,7 +373,7 @@ FAULTS = {
         ("distance not normalised", "_normalised(delta, group) +", "delta +"),
         ("fronts upside down", "rank(run, delta,", "rank(run, -delta,"),
         ("fronts mixed", "cu_ranked[sample] + ranks", "ranks"),
-        ("ranked without text", "int(length > 0)", "1"),
+        ("ranked without text", "map(int, texts)", "[1] * len(texts)"),
     ],
     (pipeline._places, prune): [("stretches of the first", "[counts.owner(starts.device)]", "[0]")],
     (pipeline.prune, prune): [
@@ -367,7 +388,7 @@ FAULTS = {
         ("distances of others", "=distance[places]", "=distance[: len(places)]"),
         ("plan ignored", "if plan is None:", "if True:"),
     ],
-    (pipeline.PruneResult.gather, prune): [("the row before", "self.indices", "self.indices - 1")],
+    (pipeline.PruneResult.gather, prune): [("the rows in reverse", "self.indices)", "self.indices.flip(0))")],
     (segments.Segments.owner, prune): [("samples mixed", "self.lengths)", "self.lengths[::-1])")],
     (certificate.certify, certificates): [
         ("regret always 0", "max(step[0] for step in steps)", "0.0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib
+import math
 
 import pytest
 import torch
@@ -19,6 +20,14 @@ CU_TOKENS = [0, 40, 41, 200, 260, 500, 520, 640]
 CU_IMAGES = [0, 2, 3, 7]
 CU_TEXT = [0, 3, 3, 8]  # the second sample has no text
 IMAGE_SAMPLE = [0, 0, 1, 2, 2, 2, 2]
+
+
+def set_aside(lengths, kept, floor, text_share=0.5):
+    """METHOD §2 of a sample with text: what each image keeps for itself, and what survives for the text."""
+    floors = [min(floor, length) for length in lengths]
+    share = (1 - text_share) * (kept - sum(floors)) / (sum(lengths) - sum(floors))
+    anchors = [low + math.floor(share * (length - low)) for low, length in zip(floors, lengths, strict=True)]
+    return anchors, [kept * length // sum(lengths) for length in lengths]
 
 
 def batch(kind="clusters", dtype=torch.float32, offset=0.0):
@@ -135,7 +144,12 @@ def test_the_result_means_what_it_says():
     )
     assert torch.equal(survivors, out.plan.image_budgets)
     anchors = (out.front == -1) & ~out.alignment.isnan()
-    assert anchors.sum() == lengths.clamp(max=2)[[0, 1, 3, 4, 5, 6]].sum()
+    for sample in (0, 2):  # the second has no text
+        own = slice(CU_IMAGES[sample], CU_IMAGES[sample + 1])
+        aside, _ = set_aside(lengths[own].tolist(), int(out.plan.keep[sample]), floor=2)
+        low, high = out.cu_tokens[own.start], out.cu_tokens[own.stop]
+        assert anchors[low:high].sum() == sum(aside)
+        assert (counts[own] >= torch.tensor(aside)).all()
     assert torch.isfinite(out.distance).all()
     torch.testing.assert_close(out.alignment, out.statistics.alignment[out.indices], equal_nan=True)
 
@@ -143,7 +157,7 @@ def test_the_result_means_what_it_says():
 @pytest.mark.parametrize(("kind", "offset"), [("clusters", 0.0), ("photo-like", 3.0)])
 def test_whole_fronts_go_first_and_the_cut_one_by_the_sum_of_both(kind, offset):
     tokens, text = batch(kind, offset=offset)
-    config = tt.PruneConfig(keep_ratio=0.12, pool_fraction=1.0)
+    config = tt.PruneConfig(keep_ratio=0.2, pool_fraction=0.9)
     out = tt.prune(tokens[:200], CU_TOKENS[:4], text=text[:3], config=config)
     pool = (out.stage >= 2).nonzero()[:, 0]
     kept_front = out.front.max()
@@ -181,14 +195,36 @@ def test_the_pool_starts_from_the_anchors_and_its_order_decides_without_text(flo
     tokens, text = batch("photo-like", offset=1.0)
     config = tt.PruneConfig(keep_ratio=0.2, min_tokens_per_image=floor)
     out = tt.prune(tokens, CU_TOKENS, CU_IMAGES, text=text, cu_text=CU_TEXT, config=config, backend=backend)
+    lengths = torch.tensor(CU_TOKENS).diff().tolist()
+    seeds, aside = [], []
+    for sample in range(3):
+        own = slice(CU_IMAGES[sample], CU_IMAGES[sample + 1])
+        anchors, best = set_aside(lengths[own], int(out.plan.keep[sample]), floor)
+        if sample == 1:  # without text
+            anchors, best = [min(floor, length) for length in lengths[own]], [0]
+        aside += anchors
+        for image, count in enumerate(best, own.start):
+            alignment = out.statistics.alignment[CU_TOKENS[image] : CU_TOKENS[image + 1]]
+            seeds.append(CU_TOKENS[image] + alignment.topk(count).indices)
     picks, _ = tt.greedy_select(
-        tokens, CU_TOKENS, out.plan.image_budgets, origin=out.statistics.origin[IMAGE_SAMPLE], backend=backend
+        tokens,
+        CU_TOKENS,
+        out.plan.image_budgets,
+        seeds=torch.cat(seeds),
+        cu_seeds=torch.tensor([0, *map(len, seeds)]).cumsum(0),
+        origin=out.statistics.origin[IMAGE_SAMPLE],
+        backend=backend,
     )
-    stretches = picks.split(out.plan.image_budgets.tolist())
+    stretches = [
+        stretch[min(len(best), len(stretch) - count) :][:count]
+        for stretch, best, count in zip(
+            picks.split(out.plan.image_budgets.tolist()), seeds, aside, strict=True
+        )
+    ]
     for sample in range(3):
         low, high = (CU_TOKENS[CU_IMAGES[k]] for k in (sample, sample + 1))
         own = slice(CU_IMAGES[sample], CU_IMAGES[sample + 1])
-        anchors = torch.cat([stretch[:floor] for stretch in stretches[own]])
+        anchors = torch.cat(stretches[own])
         survivors = (out.stage[low:high] >= 1).nonzero()[:, 0] + low
         order, gain = tt.greedy_select(
             tokens,
@@ -212,12 +248,14 @@ def test_the_pool_starts_from_the_anchors_and_its_order_decides_without_text(flo
 
 
 def test_scores_of_the_cut_front_that_tie_go_to_the_lowest_row():
-    # On an arc about the text's axis: the two ends are as far from the anchor as tokens get, the two next to
-    # it as much like the text. Each of the four has 1 + 0 in the front that is cut.
+    # On an arc about the text's axis, which is the first pick: the two ends are as far from it as tokens get,
+    # the two next to it as much like the text. Each of the four has 1 + 0 in the front that is cut.
     angles = torch.tensor([0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5])
     tokens = torch.stack([angles.cos(), angles.sin()], 1)
     text = torch.tensor([[1.0, 0.0]])
-    config = tt.PruneConfig(keep_tokens=2, center="none", stage_split=0.0, pool_fraction=1.0)
+    config = tt.PruneConfig(
+        keep_tokens=2, center="none", stage_split=0.0, text_share=1.0, min_tokens_per_image=0
+    )
     for order in (torch.arange(7), torch.tensor([0, 2, 1, 4, 3, 6, 5])):
         for backend in ("reference", "torch"):
             out = tt.prune(tokens[order], [0, 7], text=text, config=config, backend=backend)

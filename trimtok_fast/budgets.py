@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,6 +16,9 @@ from trimtok_fast.statistics import ZERO_DIVERSITY, TokenStatistics
 
 #: Shares that differ by less than this are equal: rounding must not decide who gets the odd token.
 SHARE_TOLERANCE = 1e-9
+#: Where the tokens of two images are farther apart than those of one by this share, nothing is left for stage
+#: 2 to do without text.
+DIFFERENT = 1 / 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +28,7 @@ class BudgetPlan:
     Attributes:
         keep: [s] B, the tokens that stay.
         survivors: [s] B_1, the tokens that stage 1 leaves, B ≤ B_1.
-        pool: [s] P, the candidates of stage 2's selection, B ≤ P ≤ B_1.
+        pool: [s] P, the candidates of stage 2's selection, B ≤ P ≤ B_1; B without text.
         image_budgets: [n] b_k, the tokens that each image keeps in stage 1; Σ b_k = B_1 in each sample.
     """
 
@@ -99,11 +103,44 @@ def plan_of_one_stage(
     )
 
 
-def pools_at_most(kept: list[int], sizes: tuple[int, ...], config: PruneConfig) -> list[int]:
+def pools_at_most(
+    kept: list[int], sizes: tuple[int, ...], texts: Sequence[bool], config: PruneConfig
+) -> list[int]:
     """An upper bound of each sample's pool, from shapes alone: P, were all tokens to survive stage 1."""
     return [
-        count + math.floor(config.pool_fraction * (size - count) + 0.5)
-        for count, size in zip(kept, sizes, strict=True)
+        count + (math.floor(config.pool_fraction * (size - count) + 0.5) if has_text else 0)
+        for count, size, has_text in zip(kept, sizes, texts, strict=True)
+    ]
+
+
+def anchors_of(lengths: Sequence[int], kept: int, has_text: bool, config: PruneConfig) -> list[int]:
+    """c_k of one sample: the tokens of each image that stage 2 cannot drop; never more than `kept` in all."""
+    floors = [min(config.min_tokens_per_image, length) for length in lengths]
+    if not has_text:
+        return floors
+    floor = sum(floors)
+    share = (1 - config.text_share) * (kept - floor) / max(sum(lengths) - floor, 1)
+    return [
+        low + math.floor(share * (length - low) + SHARE_TOLERANCE)
+        for low, length in zip(floors, lengths, strict=True)
+    ]
+
+
+def text_seeds_of(lengths: Sequence[int], kept: int, has_text: bool) -> list[int]:
+    """e_k of one sample: the tokens of each image that survive stage 1 for what they say to the text."""
+    return [kept * length // sum(lengths) if has_text else 0 for length in lengths]
+
+
+def floors_of(lengths: Sequence[int], kept: int, has_text: bool, config: PruneConfig) -> list[int]:
+    """What stage 1 leaves of each image of one sample at least, from shapes alone."""
+    return [
+        min(anchors + seeds, length)
+        for anchors, seeds, length in zip(
+            anchors_of(lengths, kept, has_text, config),
+            text_seeds_of(lengths, kept, has_text),
+            lengths,
+            strict=True,
+        )
     ]
 
 
@@ -116,12 +153,13 @@ def plan_budgets(
 ) -> BudgetPlan:
     """Split each sample's budget between the stages and among its images.
 
-    Little diversity inside the images makes stage 1 prune more; images that resemble each other leave the
-    pruning to stage 2. Image budgets follow `nonzero * diversity` by water-filling between each image's floor
-    and its size, then by largest remainder, ties to the lower image.
+    The more the images differ, for the diversity they have, the more stage 1 prunes; images that resemble
+    each other leave half of the pruning to stage 2, and so does a sample with text. Image budgets follow
+    `nonzero * diversity` by water-filling between each image's floor and its size, then by largest remainder,
+    ties to the lower image.
 
     Args:
-        statistics: from `token_statistics` of the same tokens.
+        statistics: from `token_statistics` of the same tokens, with the text where there is one.
         cu_tokens: image boundaries, int32 or int64 [n + 1] or a sequence of ints.
         cu_images: sample boundaries counting images, [s + 1]; `None` is one sample.
         config: how much to keep; `None` is `PruneConfig()`.
@@ -170,11 +208,19 @@ def plan_of(
     """`plan_budgets` of checked input."""
     device = statistics.diversity.device
     kept = kept_of(images, samples, config)
+    first_rows = samples.of(images).tensor(device)[:-1]
+    # The alignment of a sample without text is NaN.
+    texts = (
+        torch.zeros(len(samples), dtype=torch.bool, device=device)
+        if statistics.alignment is None
+        else ~statistics.alignment[first_rows].isnan()
+    )
     # Sample by sample, so that each sample's numbers come from the same operations as if it were alone.
     parts = [
         _plan_sample(
-            integers_on(device, images.lengths[span]).double(),
+            images.lengths[span],
             kept[sample],
+            texts[sample],
             _significant(statistics.diversity[span].double()),
             statistics.nonzero[span].double(),
             statistics.variation[sample].double(),
@@ -197,27 +243,42 @@ def _significant(diversity: Tensor) -> Tensor:
 
 
 def _plan_sample(
-    lengths: Tensor, kept: int, diversity: Tensor, nonzero: Tensor, variation: Tensor, config: PruneConfig
+    sizes: tuple[int, ...],
+    kept: int,
+    has_text: Tensor,
+    diversity: Tensor,
+    nonzero: Tensor,
+    variation: Tensor,
+    config: PruneConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """B_1, P and b_k of one sample; everything stays on the device."""
+    device = diversity.device
+    lengths = integers_on(device, sizes).double()
+    floors = torch.where(
+        has_text,
+        integers_on(device, tuple(floors_of(sizes, kept, True, config))),
+        integers_on(device, tuple(floors_of(sizes, kept, False, config))),
+    ).double()
     size = lengths.sum()
-    weight = stage_weight(diversity.mean(), variation, config)
-    survivors = (size * (kept / size) ** weight + 0.5 + SHARE_TOLERANCE).floor().clamp(min=kept).minimum(size)
-    pool = kept + (config.pool_fraction * (survivors - kept) + 0.5).floor()
-    floors = lengths.clamp(max=config.min_tokens_per_image)
+    weight = stage_weight(diversity.mean(), variation, has_text, config)
+    survivors = (size * (kept / size) ** weight + 0.5 + SHARE_TOLERANCE).floor()
+    survivors = survivors.clamp(min=kept).maximum(floors.sum()).minimum(size)
+    pool = kept + torch.where(has_text, (config.pool_fraction * (survivors - kept) + 0.5).floor(), 0)
     budgets = _largest_remainder(
         _water_fill(nonzero * diversity, floors, lengths, survivors), lengths, survivors
     )
     return survivors.long(), pool.long(), budgets
 
 
-def stage_weight(diversity: Tensor, variation: Tensor, config: PruneConfig) -> Tensor:
-    """w, the share of the pruning (in logarithms) that stage 1 does; all fp64 scalars on one device."""
+def stage_weight(diversity: Tensor, variation: Tensor, has_text: Tensor, config: PruneConfig) -> Tensor:
+    """w, the share of the pruning (in logarithms) that stage 1 does; scalars on one device."""
     if config.stage_split != "adaptive":
         return torch.full_like(diversity, float(config.stage_split))
-    total = diversity + variation
-    # NaN (variation undefined) and 0 / 0 both fail the comparison.
-    return torch.where(total > 0, variation / total, 0.5)
+    # How much farther apart the tokens of two images are than those of one, as a share of the latter.
+    farther = (variation * (1 - diversity)).clamp(min=0) / diversity
+    # NaN (variation undefined, or 0 / 0): there is nothing to choose between images.
+    differ = (farther / DIFFERENT).nan_to_num(nan=1.0).clamp(max=1)
+    return torch.where(has_text, 0.5, 0.5 + 0.5 * differ)
 
 
 def _water_fill(weight: Tensor, floor: Tensor, cap: Tensor, total: Tensor) -> Tensor:
@@ -260,7 +321,12 @@ def _largest_remainder(share: Tensor, cap: Tensor, total: Tensor) -> Tensor:
 
 
 def check_plan(
-    plan: BudgetPlan, images: Segments, samples: Segments, config: PruneConfig, device: torch.device
+    plan: BudgetPlan,
+    images: Segments,
+    samples: Segments,
+    texts: Sequence[bool],
+    config: PruneConfig,
+    device: torch.device,
 ) -> None:
     """Raise unless a plan that a caller brought fits the images, the floors and itself; reads its values."""
     if not isinstance(plan, BudgetPlan):
@@ -285,17 +351,9 @@ def check_plan(
                 f"plan.{field.name}", wanted, got, "Plan with the same images and samples."
             )
     keep, survivors, pool, budgets = (getattr(plan, field.name).tolist() for field in fields(plan))
-    for image, (length, budget) in enumerate(zip(images.lengths, budgets, strict=True)):
-        floor = min(config.min_tokens_per_image, length)
-        if not floor <= budget <= length:
-            raise InvalidInputError(
-                "plan.image_budgets",
-                f"{floor} to {length} for image {image}",
-                str(budget),
-                "Change the plan.",
-            )
     for sample, span in enumerate(samples):
-        floor = max(1, sum(min(config.min_tokens_per_image, length) for length in images.lengths[span]))
+        lengths = images.lengths[span]
+        floor = max(1, sum(min(config.min_tokens_per_image, length) for length in lengths))
         if not floor <= keep[sample] <= pool[sample] <= survivors[sample]:
             raise InvalidInputError(
                 "plan",
@@ -303,6 +361,15 @@ def check_plan(
                 f"keep {keep[sample]}, pool {pool[sample]}, survivors {survivors[sample]}",
                 "Change the plan.",
             )
+        for offset, floor in enumerate(floors_of(lengths, keep[sample], texts[sample], config)):
+            image, length = span.start + offset, lengths[offset]
+            if not floor <= budgets[image] <= length:
+                raise InvalidInputError(
+                    "plan.image_budgets",
+                    f"{floor} to {length} for image {image}",
+                    str(budgets[image]),
+                    "Change the plan, or make it from statistics with the same text.",
+                )
         if sum(budgets[span]) != survivors[sample]:
             raise InvalidInputError(
                 "plan.image_budgets",

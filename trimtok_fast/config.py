@@ -30,11 +30,13 @@ class PruneConfig:
         min_tokens_per_image: tokens that every image keeps at least (all of a smaller image); 0 allows images
             to vanish, which leaves placeholders with nothing behind them.
         center: `"sample"` takes every direction about the sample's mean token, `"none"` about 0.
-        pool_fraction: where the candidate pool of stage 2 lies between the kept tokens (0) and all survivors
-            of stage 1 (1).
-        stage_split: how much of the pruning stage 1 does: `"adaptive"` weighs the images' diversity against
-            their variation, a number w in [0, 1] fixes it (0: stage 2 does all of it, 1: stage 1 does all of
+        pool_fraction: where the candidates of the Pareto selection lie between the kept tokens (0) and all
+            survivors of stage 1 (1); a sample without text has no selection and no other candidates than
+            what it keeps.
+        stage_split: how much of the pruning stage 1 does: `"adaptive"` weighs the images' variation against
+            their diversity, a number w in [0, 1] fixes it (0: stage 2 does all of it, 1: stage 1 does all of
             it).
+        text_share: share of the kept tokens that the text has a say in; the others represent their images.
         image_objective: greedy objective of stage 1.
         pool_objective: greedy objective of stage 2's pool.
         candidates: candidates in a round of `max_min`; speed alone depends on it, not the result.
@@ -63,8 +65,9 @@ class PruneConfig:
     keep_tokens: int | None = None
     min_tokens_per_image: int = 1
     center: Literal["sample", "none"] = "sample"
-    pool_fraction: float = 0.5
+    pool_fraction: float = 1.0
     stage_split: Literal["adaptive"] | float = "adaptive"
+    text_share: float = 0.5
     image_objective: Objective = "coverage"
     pool_objective: Objective = "max_min"
     candidates: int = 128
@@ -95,6 +98,7 @@ class PruneConfig:
             check_name("stage_split", self.stage_split, ("adaptive",), also="a number in [0, 1]")
         else:
             self._set("stage_split", _check_share("stage_split", self.stage_split))
+        self._set("text_share", _check_share("text_share", self.text_share))
         check_name("image_objective", self.image_objective, OBJECTIVES)
         check_name("pool_objective", self.pool_objective, OBJECTIVES)
         self._set("candidates", check_integer("candidates", self.candidates, minimum=1))

@@ -10,12 +10,21 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.profiler import record_function
 
-from trimtok_fast.budgets import BudgetPlan, check_plan, kept_of, plan_of, plan_of_one_stage, pools_at_most
+from trimtok_fast.budgets import (
+    BudgetPlan,
+    anchors_of,
+    check_plan,
+    kept_of,
+    plan_of,
+    plan_of_one_stage,
+    pools_at_most,
+    text_seeds_of,
+)
 from trimtok_fast.config import PruneConfig, check_config
 from trimtok_fast.errors import InvalidInputError
 from trimtok_fast.library import gather_tokens
 from trimtok_fast.methods import Batch
-from trimtok_fast.ops import choose_backend, exact, no_seeds, rank, select
+from trimtok_fast.ops import choose_backend, exact, rank, select
 from trimtok_fast.registry import METHODS, TWO_STAGES
 from trimtok_fast.segments import Boundaries, Segments, cumulative, integers_on, parse_images
 from trimtok_fast.statistics import TokenStatistics
@@ -119,9 +128,10 @@ def prune(
     images, samples = parse_images(cu_tokens, cu_images, len(tokens))
     config = check_config(config)
     words, cu_words = check_text(text, cu_text, tokens, samples)
+    texts = [False] * len(samples) if cu_words is None else [length > 0 for length in cu_words.lengths]
     run = choose_backend(backend, tokens)
     if plan is not None:
-        check_plan(plan, images, samples, config, tokens.device)
+        check_plan(plan, images, samples, texts, config, tokens.device)
     if config.method != TWO_STAGES:
         kept = kept_of(images, samples, config) if plan is None else plan.keep.tolist()
         return _by_method(tokens, images, samples, words, cu_words, config, kept, backend)
@@ -135,11 +145,13 @@ def prune(
             if plan is None:
                 plan = plan_of(statistics, images, samples, config)
                 kept = kept_of(images, samples, config)
-                pooled = pools_at_most(kept, samples.of(images).lengths, config)
+                pooled = pools_at_most(kept, samples.of(images).lengths, texts, config)
             else:
                 kept, pooled = plan.keep.tolist(), plan.pool.tolist()
         with record_function("trimtok::stage1"):
-            survivors, anchors, cu_anchors = _stage_1(run, tokens, images, samples, statistics, plan, config)
+            survivors, anchors, cu_anchors = _stage_1(
+                run, tokens, images, samples, texts, statistics, plan, kept, config
+            )
         with record_function("trimtok::stage2"):
             order, distance = _stage_2(
                 run,
@@ -155,7 +167,7 @@ def prune(
             )
         with record_function("trimtok::pareto"):
             places, front = _select(
-                run, order, distance, cu_anchors, statistics.alignment, cu_words, plan.pool, cumulative(kept)
+                run, order, distance, cu_anchors, statistics.alignment, texts, plan.pool, cumulative(kept)
             )
 
     indices, by_row = order[places].sort()
@@ -281,17 +293,23 @@ def _stage_1(
     tokens: Tensor,
     images: Segments,
     samples: Segments,
+    texts: list[bool],
     statistics: TokenStatistics,
     plan: BudgetPlan,
+    kept: list[int],
     config: PruneConfig,
 ) -> tuple[Tensor, Tensor, Segments]:
-    """The most representative tokens of each image.
+    """The tokens of each image that speak most for the text, and those that represent the rest of it best.
 
     Returns:
         The survivors [M], ascending, M beyond the last; the anchors; the anchors' samples.
     """
     device = tokens.device
-    seeds, cu_seeds = no_seeds(tokens, len(images))
+    seeds, anchors = [], []
+    for sample, span in enumerate(samples):
+        lengths = images.lengths[span]
+        seeds += text_seeds_of(lengths, kept[sample], texts[sample])
+        anchors += anchors_of(lengths, kept[sample], texts[sample], config)
     picks, _ = select(
         run,
         tokens,
@@ -300,19 +318,34 @@ def _stage_1(
         at_most=images.lengths,
         total=len(tokens),
         objective=config.image_objective,
-        seeds=seeds,
-        cu_seeds=cu_seeds,
+        seeds=_most_aligned(statistics.alignment, images, cumulative(seeds), device),
+        cu_seeds=cumulative(seeds),
         origin=None if statistics.origin is None else statistics.origin[samples.owner(device)],
         inverse_norm=statistics.inverse_norm,
         rows=None,
         candidates=config.candidates,
         workspace_bytes=config.workspace_bytes,
     )
-    floors = cumulative([min(config.min_tokens_per_image, length) for length in images.lengths])
-    first_pick = plan.image_budgets.cumsum(0) - plan.image_budgets
-    anchors = picks[_places(first_pick, floors)]
+    # The first picks that are no seeds; where the image is too small for both, its last ones.
+    skipped = tuple(
+        min(seed, length - anchor)
+        for seed, anchor, length in zip(seeds, anchors, images.lengths, strict=True)
+    )
+    first_pick = plan.image_budgets.cumsum(0) - plan.image_budgets + integers_on(device, skipped)
+    cu_anchors = cumulative(anchors)
     survivors = picks.masked_fill(picks < 0, len(tokens)).sort().values
-    return survivors, anchors, samples.of(floors)
+    return survivors, picks[_places(first_pick, cu_anchors)], samples.of(cu_anchors)
+
+
+def _most_aligned(
+    alignment: Tensor | None, images: Segments, counts: Segments, device: torch.device
+) -> Tensor:
+    """The rows of each image that are most aligned with the text, ties to the lowest."""
+    if alignment is None:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    ranking = alignment.argsort(descending=True, stable=True)
+    ranking = ranking[images.owner(device)[ranking].argsort(stable=True)]
+    return ranking[_places(images.tensor(device)[:-1], counts)]
 
 
 def _stage_2(
@@ -358,7 +391,7 @@ def _select(
     distance: Tensor,
     cu_anchors: Segments,
     alignment: Tensor | None,
-    cu_text: Segments | None,
+    texts: list[bool],
     pool: Tensor,
     kept: Segments,
 ) -> tuple[Tensor, Tensor]:
@@ -367,10 +400,10 @@ def _select(
     cu_pool = pad(pool.cumsum(0), (1, 0))
     place = torch.arange(total, device=device)
     front, score = torch.full_like(order, -1), place.double()
-    if alignment is not None and cu_text is not None:
+    if alignment is not None:
         # Ranked are the pools behind their anchors, of samples with text.
         behind = integers_on(device, cu_anchors.lengths)
-        has_text = integers_on(device, tuple(int(length > 0) for length in cu_text.lengths))
+        has_text = integers_on(device, tuple(map(int, texts)))
         cu_ranked = pad(((pool - behind) * has_text).cumsum(0), (1, 0))
         number = torch.arange(total - cu_anchors.end, device=device)
         used = number < cu_ranked[-1:]

@@ -40,9 +40,14 @@ class Classifier:
         self._head: torch.nn.Linear = self._network._fc
 
     @torch.inference_mode()
-    def tokens(self, image: Image.Image) -> Tensor:
-        """The picture's visual tokens, fp32 [196, 1280], row by row from its upper left."""
-        resized = image.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BICUBIC)
+    def tokens(self, image: Image.Image, side: int = INPUT_SIDE) -> Tensor:
+        """The picture's visual tokens, fp32 [196, 1280], row by row from its upper left.
+
+        Args:
+            image: the picture.
+            side: pixels on each side that the network sees, a multiple of 32: (side / 32)² tokens.
+        """
+        resized = image.resize((side, side), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized, dtype=np.float32))
         batch = ((pixels - BYTE_MEAN) / BYTE_SPREAD).permute(2, 0, 1).unsqueeze(0)
         features = self._network.extract_features(batch)  # [1, WIDTH, GRID_SIDE, GRID_SIDE]

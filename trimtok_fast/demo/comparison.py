@@ -51,7 +51,8 @@ def score(tokens: Tensor, kept: Tensor, classifier: Classifier, label: int | Non
     by_picture = tokens.view(-1, TOKENS_PER_PICTURE, tokens.shape[1])
     before = classifier.log_probabilities(by_picture.mean(1))
     after = classifier.log_probabilities((by_picture * mask).sum(1) / mask.sum(1).clamp(min=1))
-    distance = _distance_to_kept(tokens, kept)
+    distance = distance_to_kept(tokens, kept)
+    distance = distance[~distance.isnan()]
     recall = None
     if label is not None:
         votes = tokens @ classifier.query(label)[0]
@@ -67,8 +68,8 @@ def score(tokens: Tensor, kept: Tensor, classifier: Classifier, label: int | Non
     )
 
 
-def _distance_to_kept(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Cosine distance to the nearest kept token, for every token with a direction (a zero token has none)."""
+def distance_to_kept(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Cosine distance of every token to the nearest kept one, [M]; NaN for a zero token, which has none."""
     unit = torch.nn.functional.normalize(tokens, dim=1)
     nearest = torch.cat([(rows @ unit[kept].T).amax(1) for rows in unit.split(BLOCK)])
-    return (1 - nearest).clamp(min=0)[unit.any(1)]
+    return (1 - nearest).clamp(min=0).masked_fill(~unit.any(1), torch.nan)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from trimtok_fast.budgets import stage_weight
 from trimtok_fast.demo import OURS, WITHOUT_QUERY
 from trimtok_fast.demo.comparison import NEEDLES, Score
@@ -95,7 +97,9 @@ def sample_facts(result: DemoResult) -> SampleFacts:
     return SampleFacts(
         diversity=diversity.item(),
         variation=variation.item(),
-        split=stage_weight(diversity, variation, result.options.config).item(),
+        split=stage_weight(
+            diversity, variation, torch.tensor(result.options.query is not None), result.options.config
+        ).item(),
         total=result.total,
         survivors=int(plan.survivors),
         pool=int(plan.pool),
@@ -122,8 +126,7 @@ def legend(result: DemoResult, method: str) -> Sequence[Stage]:
     if method not in (OURS, WITHOUT_QUERY):
         return SINGLE_STAGE
     if method == WITHOUT_QUERY or result.options.query is None:
-        # There is no Pareto selection then: the pool's own order decides.
-        return (*STAGES[:2], replace(STAGES[2], name="dropped at the end of the diversity order (stage 2)"))
+        return STAGES[:2]  # no Pareto selection
     return STAGES
 
 

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from trimtok_fast.budgets import kept_counts
 from trimtok_fast.config import PruneConfig
-from trimtok_fast.demo import DEFAULT_QUERY, DIVPRUNE, OURS, RANDOM, UNIFORM, WITHOUT_QUERY, comparison
+from trimtok_fast.demo import (
+    CDPRUNER,
+    DEFAULT_QUERY,
+    DIVPRUNE,
+    OURS,
+    RANDOM,
+    TRIMTOKENATOR,
+    UNIFORM,
+    WITHOUT_QUERY,
+    comparison,
+)
 from trimtok_fast.demo.classifier import TOKENS_PER_PICTURE, Classifier, class_names, find_class
 from trimtok_fast.demo.overlay import KEPT
 from trimtok_fast.demo.pictures import Picture
@@ -24,7 +34,9 @@ from trimtok_fast.pipeline import PruneResult, prune
 TITLES = {
     OURS: "TrimTokenator-LC",
     WITHOUT_QUERY: "TrimTokenator-LC, no query",
+    TRIMTOKENATOR: "TrimTokenator",
     DIVPRUNE: "DivPrune's rule",
+    CDPRUNER: "CDPruner",
     RANDOM: "Random",
     UNIFORM: "Uniform stride",
 }
@@ -152,7 +164,7 @@ def run_demo(pictures: Sequence[Picture], options: Options, progress: Progress) 
     selections = {}
     methods = [method for method in TITLES if label is not None or method != WITHOUT_QUERY]
     for method in progress.track(methods, description="comparing"):
-        stage = pruned.stage.cpu() if method == OURS else sample.stage(method)
+        stage = pruned.stage.cpu() if method == OURS else sample.stage(text, method)
         indices = (stage == KEPT).nonzero().squeeze(1)
         score = comparison.score(tokens, indices, classifier, label)
         selections[method] = Selection(method, stage.view(-1, TOKENS_PER_PICTURE), score)
@@ -171,11 +183,11 @@ class _Sample:
         config = replace(self.options.config, method=method, seed=self.options.seed)
         return prune(self.tokens, self.boundaries, text=text, config=config, backend=self.options.backend)
 
-    def stage(self, method: str) -> Tensor:
+    def stage(self, text: Tensor | None, method: str) -> Tensor:
         """`PruneResult.stage` of a method other than ours, int8 [M] on the CPU; the others drop in 0."""
         if method == WITHOUT_QUERY:
             return self.prune(None).stage.cpu()
-        return torch.where(self.prune(None, method).stage == KEPT, KEPT, 0).to(torch.int8).cpu()
+        return torch.where(self.prune(text, method).stage == KEPT, KEPT, 0).to(torch.int8).cpu()
 
 
 def _timed(run: Callable[[], PruneResult], device: str) -> tuple[PruneResult, dict[str, float]]:
