@@ -49,7 +49,7 @@ def test_every_kernel_keeps_its_budgets(target, dim, dtype):
     found = inspect(target, dim, dtype)
     assert found["broken"] == []
     assert all(0 < kernel["occupancy"] <= 1 for kernel in found["kernels"])
-    assert all(0 < seconds < 1 for floor in found["floors"] for seconds in floor["seconds"].values())
+    assert all(0 < seconds < 10 for floor in found["floors"] for seconds in floor["seconds"].values())
 
 
 def test_no_kernel_is_left_out():

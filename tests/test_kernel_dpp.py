@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -126,6 +127,18 @@ def check_simulated(dtype=torch.float32):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_the_compiled_code_is_right_and_free_of_races(dtype):
     check_simulated(dtype)
+
+
+@pytest.mark.parametrize(("boundaries", "budgets"), [([0, 90], [9]), ([0, 0, 33, 90], [0, 1, 6])])
+def test_traffic_is_what_the_compiled_code_moves(boundaries, budgets):
+    tokens, relevance = make_tokens("clusters", 90, 200, dtype=torch.bfloat16), weights(90)
+    norms = tt.token_statistics(tokens, [0, 90], center="none", backend="torch").inverse_norm
+    arguments = dict(relevance=relevance, inverse_norm=norms, backend="triton")
+    with simulated(profile=True) as reports:
+        tt.dpp_select(tokens, boundaries, budgets, **arguments)
+    moved = sum(report.distinct_bytes_loaded + report.distinct_bytes_stored for report in reports)
+    sizes = [end - start for start, end in itertools.pairwise(boundaries)]
+    assert dpp.traffic(sizes, budgets, 200, tokens.dtype).bytes_moved == pytest.approx(moved, rel=0.01)
 
 
 FAULTS = {

@@ -11,7 +11,7 @@ import triton
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.inspection.compilation import Launch, Resources, compiling_for, resources
 from trimtok_fast.inspection.devices import DATA_SHEETS, TARGETS, Target
-from trimtok_fast.inspection.workload import PRUNE, Workload
+from trimtok_fast.inspection.workload import KNOWN, Workload
 from trimtok_fast.kernels.common import Traffic
 
 #: Kernels that multiply directions by directions: with 16-bit tokens, on matrix units.
@@ -170,7 +170,7 @@ def _broken(launch: Launch, taken: Resources, target: Target, workload: Workload
 
 def _floors(launched: dict[str, list[Launch]], workload: Workload) -> Iterable[Floor]:
     sixteen_bits = DTYPES[workload.dtype].itemsize == 2
-    for step in PRUNE:
+    for step in KNOWN:
         modules = {launch.module for launch in launched[step]}
         for module, traffic in workload.traffic(step, modules).items():
             seconds = {sheet.name: sheet.floor(*traffic, sixteen_bits=sixteen_bits) for sheet in DATA_SHEETS}

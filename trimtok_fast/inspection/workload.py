@@ -16,6 +16,7 @@ from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.kernels import (
     directions,
+    dpp,
     gather,
     greedy,
     pareto,
@@ -27,8 +28,10 @@ from trimtok_fast.kernels import (
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.segments import Segments
 
-#: The steps of `prune`. The others are there to be compiled too.
+#: The steps of `prune`.
 PRUNE = ("statistics", "stage 1", "stage 2", "pareto", "gather")
+#: The steps that `traffic` knows. The others are there to be compiled too.
+KNOWN = (*PRUNE, "cdpruner")
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,8 @@ class Workload:
             "statistics, uncentred": lambda: measure("none"),
             "cdpruner": lambda: backend.dpp_select(
                 tokens,
-                images,
-                [1] * self.images,
+                Segments((0, self.total)),
+                [1],
                 relevance=inverse_norm,
                 inverse_norm=inverse_norm,
                 candidates=1,
@@ -166,7 +169,7 @@ class Workload:
         }
 
     def traffic(self, step: str, modules: Collection[str]) -> dict[str, Traffic]:
-        """What each module's kernels move and do in a step of `prune` that launches these modules."""
+        """What each module's kernels move and do in a step of `KNOWN` that launches these modules."""
         dtype, config = DTYPES[self.dtype], self._config()
         if step == "statistics":
             return {step: statistics.traffic(self._images().lengths, self.dim, dtype, centred=True)}
@@ -174,6 +177,8 @@ class Workload:
             return {step: pareto.traffic(self.pool - self.images)}
         if step == "gather":
             return {step: gather.traffic(self.kept, self.dim, dtype)}
+        if step == "cdpruner":
+            return {"dpp": dpp.traffic((self.total,), (self.kept,), self.dim, dtype)}
         if step == "stage 1":
             sizes, budgets = self._images().lengths, (self.survivors,) * self.images
             objective = config.image_objective
