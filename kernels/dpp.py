@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
-from trimtok_fast.kernels.common import Traffic
+from trimtok_fast.kernels.common import Traffic, load_rows
 
 SPENT_SHARE = tl.constexpr(constants.SPENT_SHARE)
 SPENT = tl.constexpr(constants.SPENT)
@@ -103,14 +103,10 @@ def _dpp_kernel(
             products = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
             for channel in range(0, D, BLOCK_D):
                 offs_d = channel + tl.arange(0, BLOCK_D)
-                mask_d = offs_d < D
+                x = load_rows(tokens_ptr, row, mask_m, channel, stride_tokens_m, stride_tokens_d, D, BLOCK_D)
+                x = x.to(tl.float32)
                 at = offs_d.to(tl.int64) * stride_tokens_d
-                x = tl.load(
-                    tokens_ptr + row[:, None] * stride_tokens_m + at[None, :],
-                    mask=mask_m[:, None] & mask_d[None, :],
-                    other=0.0,
-                ).to(tl.float32)  # [BLOCK_M, BLOCK_D]
-                picked = tl.load(tokens_ptr + pick_row * stride_tokens_m + at, mask=mask_d, other=0.0)
+                picked = tl.load(tokens_ptr + pick_row * stride_tokens_m + at, mask=offs_d < D, other=0.0)
                 picked = picked.to(tl.float32) * pick_scale
                 products += (x * scale[:, None]) * picked[None, :]
             count = step - 1

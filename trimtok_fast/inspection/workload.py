@@ -138,11 +138,10 @@ class Workload:
             return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, first_rows, rows)
 
         def every_form(objective: str) -> None:
-            largest = 0
-            for kind in greedy.SIZE_CLASSES:
-                size = largest = kind.largest or largest + 1
+            fused = greedy.launch_config().fused
+            for size in (fused, fused + 1):
                 one(objective, size, config.workspace_bytes)
-            one(objective, largest, 0)
+            one(objective, fused, 0)
 
         def one(objective: str, size: int, workspace_bytes: int) -> None:
             segment, seeds = Segments((0, size)), first_rows[:0]
@@ -184,7 +183,7 @@ class Workload:
             objective = config.image_objective
         else:
             sizes, budgets, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
-        if "rounds" in modules:
+        if "absorb" in modules:
             return {"rounds": rounds.traffic(sizes, budgets, self.dim, dtype, config.candidates)}
         if "recomputed" in modules:
             return {"recomputed": recomputed.traffic(sizes, budgets, self.dim, dtype, objective)}
