@@ -687,4 +687,7 @@ def staged_launch(
         num_warps=config.staged_warps,
         num_stages=1,
         enable_fp_fusion=False,
+        # All that a thread can have. Unless told, ptxas spills to make room for a second program, which there
+        # is no use for.
+        **({"maxnreg": min(255, 2048 // config.staged_warps)} if common.platform() == "cuda" else {}),
     )

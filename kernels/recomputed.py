@@ -393,24 +393,25 @@ def _meet_kernel(
     product = _product(
         tokens_ptr,
         origin_ptr,
-        token,
-        mask_m,
-        inverse,
         pick_token,
         alone,
         pick_inverse,
+        token,
+        mask_m,
+        inverse,
         stride_tokens_m,
         stride_tokens_d,
         stride_origin_d,
         D,
         DTYPE,
         INPUT_PRECISION,
-        BLOCK_M,
         ONE,
+        BLOCK_M,
         BLOCK_D,
     )
-    cosine = cosine_of(product, scale, pick_scale, OBJECTIVE == "coverage")
-    cosine = tl.sum(tl.where(alone[None, :], cosine, 0.0), 1)
+    # The pick along the first axis: sm_100 has no layout for a prefix sum along a product's rows.
+    cosine = cosine_of(product, pick_scale, scale, OBJECTIVE == "coverage")
+    cosine = tl.sum(tl.where(alone[:, None], cosine, 0.0), 0)
     if OBJECTIVE == "coverage":
         best_ptr += slot * slot_rows
         similarity = units_of(cosine, UNIT)
@@ -605,7 +606,7 @@ def recomputed_launch(
             seeds_ptr=seeds,
             cu_seeds_ptr=cu_seeds,
             step=step,
-            BLOCK_SCAN=2048,
+            BLOCK_SCAN=1024,
             num_warps=4,
             **chosen_by,
             **per_segment,
@@ -618,8 +619,7 @@ def recomputed_launch(
             moved_ptr=moved,
             step=step,
             **chosen_by,
-            # A product as narrow as this one has no layout for 8 warps on sm_100.
-            **{**multiplied, "num_warps": 4},
+            **multiplied,
         )
         if objective == "coverage":
             _hand_over_kernel[tiles](
