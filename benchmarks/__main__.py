@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import long_context, machine, prefill, speed, sweep
+from benchmarks import long_context, machine, prefill, quality, speed, sweep
 from benchmarks.options import Options
 from benchmarks.report import duration
 
@@ -48,6 +48,12 @@ SECTIONS = {
     ),
     "long-context": Section(
         "prune on 16, 64 and 256 images", long_context.measure, long_context.tables, long_context.plot
+    ),
+    "quality": Section(
+        "every method on real photographs, judged by tasks",
+        lambda options: quality.measure(options.quick),
+        quality.tables,
+        quality.plot,
     ),
 }
 EPILOG = (

@@ -45,6 +45,54 @@ def platform() -> str:
 
 
 @triton.jit
+def load_rows(rows_ptr, row, mask_m, begin, stride_m, stride_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Channels from `begin` on of some rows, in their own type; zeros where the mask or the channels end.
+
+    A mask of `None`: all rows are there. A D of `None`: so are all channels. Whatever streams rows loads them
+    here: these are the loads that `trimtok kernels` holds to 128 bits.
+    """
+    offs_d = begin + tl.arange(0, BLOCK_D)
+    pointers = rows_ptr + row[:, None] * stride_m + offs_d[None, :].to(tl.int64) * stride_d
+    if D is None or D % BLOCK_D == 0:
+        if mask_m is None:
+            return tl.load(pointers)
+        else:
+            return tl.load(pointers, mask=mask_m[:, None], other=0.0)
+    elif mask_m is None:
+        return tl.load(pointers, mask=(offs_d < D)[None, :], other=0.0)
+    else:
+        return tl.load(pointers, mask=mask_m[:, None] & (offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_centred(
+    # tensors: tokens [M, D], origin [D] or None, which is 0
+    tokens_ptr,
+    origin_ptr,
+    # rows of `tokens`, which of them are any, and the first of the channels
+    row,
+    mask_m,
+    begin,
+    # strides
+    stride_tokens_m,
+    stride_tokens_d,
+    stride_origin_d,
+    # compiled in
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A block of channels of some tokens in fp32: as they are, and less the origin."""
+    x = load_rows(tokens_ptr, row, mask_m, begin, stride_tokens_m, stride_tokens_d, D, BLOCK_D)
+    x = x.to(tl.float32)
+    centred = x
+    if origin_ptr is not None:
+        offs_d = begin + tl.arange(0, BLOCK_D)
+        origin = tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)
+        centred = x - origin.to(tl.float32)[None, :]
+    return x, centred
+
+
+@triton.jit
 def row_norm(x):
     """‖x‖ of every row of an fp32 tile, accurate from 1e-25 to 1e18; above it may be infinite."""
     square = tl.sum(x * x, axis=1)

@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels.common import (
     LARGEST_NORM,
     SCALE,
@@ -36,6 +37,8 @@ from trimtok_fast.kernels.common import (
     ZERO_NORM,
     ZERO_SHARE,
     Traffic,
+    inverse_where,
+    load_centred,
 )
 
 
@@ -69,26 +72,31 @@ def inverse_norms(
         inverse = tl.load(inverse_norm_ptr + token * stride_inverse_norm, mask=mask_m, other=0.0)
         inverse = tl.where(inverse > 0, inverse, 0.0)  # false for NaN
     else:
-        norm = tl.zeros([BLOCK_M], tl.float32)
-        centred = tl.zeros([BLOCK_M], tl.float32)
-        small_norm = tl.zeros([BLOCK_M], tl.float32)
-        small_centred = tl.zeros([BLOCK_M], tl.float32)
-        from_row = tokens_ptr + token * stride_tokens_m
+        square = tl.zeros([BLOCK_M], tl.float32)
+        enlarged = tl.zeros([BLOCK_M], tl.float32)
+        centred_square = tl.zeros([BLOCK_M], tl.float32)
+        centred_enlarged = tl.zeros([BLOCK_M], tl.float32)
         for begin in range(0, D, BLOCK_D):
-            offs_d = begin + tl.arange(0, BLOCK_D)
-            mask = mask_m[:, None] & (offs_d < D)[None, :]
-            x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
-            x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
-            norm += tl.sum(x * x, 1)
-            small_norm += tl.sum((x * SCALE) * (x * SCALE), 1)
-            if origin_ptr is not None:
-                x -= tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)[None, :]
-            centred += tl.sum(x * x, 1)
-            small_centred += tl.sum((x * SCALE) * (x * SCALE), 1)
-        norm = _length(norm, small_norm)
-        centred = _length(centred, small_centred)
-        usable = mask_m & (norm >= ZERO_NORM) & (norm <= LARGEST_NORM) & (centred > norm * ZERO_SHARE)
-        inverse = tl.where(usable, 1.0 / tl.where(usable, centred, 1.0), 0.0)
+            x, centred = load_centred(
+                tokens_ptr,
+                origin_ptr,
+                token,
+                mask_m,
+                begin,
+                stride_tokens_m,
+                stride_tokens_d,
+                stride_origin_d,
+                D,
+                BLOCK_D,
+            )
+            square += tl.sum(x * x, 1)
+            enlarged += tl.sum((x * SCALE) * (x * SCALE), 1)
+            centred_square += tl.sum(centred * centred, 1)
+            centred_enlarged += tl.sum((centred * SCALE) * (centred * SCALE), 1)
+        norm = _length(square, enlarged)
+        distance = _length(centred_square, centred_enlarged)
+        usable = mask_m & (norm >= ZERO_NORM) & (norm <= LARGEST_NORM) & (distance > norm * ZERO_SHARE)
+        inverse = inverse_where(usable, distance)
     return inverse
 
 
@@ -112,15 +120,20 @@ def direction_block(
     BLOCK_D: tl.constexpr,
 ):
     """Some channels of some tokens' directions, zeros where there is none."""
-    offs_d = begin + tl.arange(0, BLOCK_D)
-    mask = mask_m[:, None] & (offs_d < D)[None, :]
-    from_row = tokens_ptr + token * stride_tokens_m
-    x = tl.load(from_row[:, None] + offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)
-    x = x.to(tl.float32)  # [BLOCK_M, BLOCK_D]
-    if origin_ptr is not None:
-        x -= tl.load(origin_ptr + offs_d * stride_origin_d, mask=offs_d < D, other=0.0)[None, :]
+    _, centred = load_centred(
+        tokens_ptr,
+        origin_ptr,
+        token,
+        mask_m,
+        begin,
+        stride_tokens_m,
+        stride_tokens_d,
+        stride_origin_d,
+        D,
+        BLOCK_D,
+    )
     # What is not finite must not spread, not even times 0.
-    return tl.where((inverse > 0)[:, None], x * inverse[:, None], 0.0).to(DTYPE)
+    return tl.where((inverse > 0)[:, None], centred * inverse[:, None], 0.0).to(DTYPE)
 
 
 @triton.jit
@@ -128,8 +141,7 @@ def inverse_length(square, BLOCK_M: tl.constexpr):
     """1 / the root of the diagonal of a tile of products; 0 where that is 0."""
     offs_m = tl.arange(0, BLOCK_M)
     diagonal = tl.sum(tl.where(offs_m[:, None] == offs_m[None, :], square, 0.0), 1)
-    present = diagonal > 0
-    return tl.where(present, 1.0 / tl.sqrt_rn(tl.where(present, diagonal, 1.0)), 0.0)
+    return inverse_where(diagonal > 0, tl.sqrt_rn(diagonal))
 
 
 @triton.jit
@@ -162,9 +174,7 @@ def directions_tile(
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
     mask_m = offs_m < size
-    token = start + offs_m
-    if rows_ptr is not None:
-        token = tl.load(rows_ptr + token, mask=mask_m, other=0)
+    token = tl.load(rows_ptr + start + offs_m, mask=mask_m, other=0)
     inverse = inverse_norms(
         tokens_ptr,
         origin_ptr,
@@ -264,15 +274,19 @@ class LaunchConfig(NamedTuple):
 
     block_m: int
     block_d: int
-    num_warps: int
     num_stages: int
 
 
 def launch_config(dtype: torch.dtype) -> LaunchConfig:
     """Tiles for directions of this type; fp32 goes in three parts, which take registers."""
+    return LaunchConfig(block_m=64, block_d=16 if dtype == torch.float32 else 64, num_stages=3)
+
+
+def product_warps(dtype: torch.dtype) -> int:
+    """Warps for them: in fp32 as many threads on AMD, where a warp has 64, so that each loads 128 bits."""
     if dtype == torch.float32:
-        return LaunchConfig(block_m=64, block_d=16, num_warps=8, num_stages=3)
-    return LaunchConfig(block_m=64, block_d=64, num_warps=4, num_stages=3)
+        return 4 if common.platform() == "hip" else 8
+    return 4
 
 
 def directions_dtype(tokens: torch.dtype) -> torch.dtype:
@@ -298,7 +312,7 @@ def directions_launch(
     cu_segments: Tensor,
     origin: Tensor | None,
     inverse_norm: Tensor | None,
-    rows: Tensor | None,
+    rows: Tensor,
     first: int,
     above: int,
     input_precision: str,
@@ -327,7 +341,7 @@ def directions_launch(
         INPUT_PRECISION=input_precision,
         BLOCK_M=config.block_m,
         BLOCK_D=config.block_d,
-        num_warps=config.num_warps,
+        num_warps=product_warps(directions.dtype),
         num_stages=config.num_stages,
         enable_fp_fusion=False,
     )

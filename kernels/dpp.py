@@ -9,9 +9,9 @@ finds it among the bests that the tiles left in the launch before, brings its ow
 its best; the first also writes the pick down. Bests of two launches alternate, and every other value is
 written by the program that owns it, so no program waits for another of its launch.
 
-A pick reads its segment's tokens, m · d · bytes, and the factor so far, 4 m · t, and writes 4 m of it. These
-are products of a matrix with one vector: memory bounds them, and matrix units do not help. 2 m (d + t)
-operations. What fits the L2 cache is read from there.
+A pick reads its segment's tokens, m · d · bytes, and the factor so far, 4 m · t, and writes 4 m of it; 24
+bytes a token besides. These are products of a matrix with one vector: memory bounds them, and matrix units do
+not help. 2 m (d + t) operations. What fits the L2 cache is read from there.
 Tokens stand in the order in which ties are broken, so that the lowest place wins. What is left below 1e-5 of
 a token's own r², or 1e-9 of the largest, counts as 0, and a pick with nothing left changes nothing. A token
 without a direction, or that is not finite, has scale 0 and r² 0: nothing is left of it, not even NaN.
@@ -20,11 +20,15 @@ Limits: the factor takes 4 m · budget bytes; a segment has at most 2^31 tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
+from trimtok_fast.kernels.common import Traffic, load_rows
 
 SPENT_SHARE = tl.constexpr(constants.SPENT_SHARE)
 SPENT = tl.constexpr(constants.SPENT)
@@ -99,14 +103,10 @@ def _dpp_kernel(
             products = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
             for channel in range(0, D, BLOCK_D):
                 offs_d = channel + tl.arange(0, BLOCK_D)
-                mask_d = offs_d < D
+                x = load_rows(tokens_ptr, row, mask_m, channel, stride_tokens_m, stride_tokens_d, D, BLOCK_D)
+                x = x.to(tl.float32)
                 at = offs_d.to(tl.int64) * stride_tokens_d
-                x = tl.load(
-                    tokens_ptr + row[:, None] * stride_tokens_m + at[None, :],
-                    mask=mask_m[:, None] & mask_d[None, :],
-                    other=0.0,
-                ).to(tl.float32)  # [BLOCK_M, BLOCK_D]
-                picked = tl.load(tokens_ptr + pick_row * stride_tokens_m + at, mask=mask_d, other=0.0)
+                picked = tl.load(tokens_ptr + pick_row * stride_tokens_m + at, mask=offs_d < D, other=0.0)
                 picked = picked.to(tl.float32) * pick_scale
                 products += (x * scale[:, None]) * picked[None, :]
             count = step - 1
@@ -144,6 +144,21 @@ def launch_config() -> dict[str, int]:
 def tile_count(size: int) -> int:
     """Tiles of a segment of this size."""
     return triton.cdiv(size, launch_config()["BLOCK_M"])
+
+
+def traffic(sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.dtype) -> Traffic:
+    """What picking takes, while something is left to pick: every launch reads anew."""
+    moved = operations = 0
+    for size, budget in zip(sizes, budgets, strict=True):
+        steps, factor = max(0, budget - 1), max(0, budget - 1) * max(0, budget - 2) // 2
+        # Each launch: r² and what is left, read and written, and the bests of the tiles. Each pick but the
+        # last: the tokens, their rows and scales, the factor's earlier rows and its new one.
+        moved += (budget + (budget > 0)) * (8 * size + 8 * tile_count(size)) + budget * (
+            4 * size + 8 * tile_count(size) + 12
+        )
+        moved += steps * size * (d * dtype.itemsize + 16) + 4 * factor * size
+        operations += 2 * size * (steps * d + factor)
+    return Traffic(moved, operations=operations)
 
 
 def dpp_launch(

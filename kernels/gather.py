@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast.kernels.common import Traffic
+from trimtok_fast.kernels.common import Traffic, load_rows
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -33,15 +33,12 @@ def _gather_kernel(
     BLOCK_D: tl.constexpr,
 ):
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
+    begin = tl.program_id(1) * BLOCK_D
+    offs_d = (begin + tl.arange(0, BLOCK_D)).to(tl.int64)
     mask_m = offs_m < rows
     mask = mask_m[:, None] & (offs_d < D)[None, :]
     index = tl.load(indices_ptr + offs_m * stride_indices, mask=mask_m, other=0).to(tl.int64)
-    row = tl.load(
-        tokens_ptr + index[:, None] * stride_tokens_m + offs_d[None, :] * stride_tokens_d,
-        mask=mask,
-        other=0.0,
-    )  # [BLOCK_M, BLOCK_D]
+    row = load_rows(tokens_ptr, index, mask_m, begin, stride_tokens_m, stride_tokens_d, D, BLOCK_D)
     tl.store(out_ptr + offs_m[:, None] * stride_out_m + offs_d[None, :] * stride_out_d, row, mask=mask)
 
 

@@ -14,20 +14,21 @@ One program a segment, all segments of a group at once. `state` holds what a pic
 and, while no pick of `max_min` or `max_mean` has a direction, how typical a token is, û_i · Σ û. What is
 picked has the lowest state of all, for good. Gains are exact and depend on no order.
 
-Two forms of one body. *Staged*: `directions` and `similarity` have run, with many programs a segment.
-*Fused*: the program first does, in the same tiles and the same order, what they would have done for its
-segment: similarity, diversity and selection in one launch. The bits are the same.
+Two forms of one body; a segment's size alone decides. *Staged*: `directions` and `similarity` have run, with
+many programs a segment. *Fused*, for segments of up to 256 tokens: the program first does, in the same tiles
+and the same order, what they would have done for its segment: similarity, diversity and selection in one
+launch. The bits are the same.
 
-Segments of up to 4,096 tokens keep state and best in registers; larger ones stream them from memory.
+Segments of up to 4,096 tokens keep state and best in registers; larger ones stream them from memory. One
+compiled kernel has all three ways of the staged form (up to 1,024, up to 4,096, streamed), so that no prompt
+brings a new one.
 
 `coverage` reads Σ|Δ| + b rows of m entries for b picks (Σ|Δ| is 2.4 to 5.8 times m, METHOD §5), the others
-b rows; fused adds what `directions` and `similarity` count.
+b rows; fused adds what `directions` and `similarity` count. Who moves from what to what, 12 bytes a row, is
+read by every warp, from the cache after the first.
 Ties go to the lowest row. A zero token's value is 0, and picked it changes no other. Seeds come first, in
 their order. Limits: gains are int64, in units of up to 2^22: right for 2^20 tokens and far more.
 """
-
-# mypy: disable-error-code="possibly-undefined"
-# What is defined under one compiled-in condition is used under the same.
 
 from __future__ import annotations
 
@@ -39,10 +40,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels import directions as directions_kernel
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.kernels.directions import directions_tile
-from trimtok_fast.kernels.similarity import similarity_tile
+from trimtok_fast.kernels.similarity import PAD, similarity_tile
 
 #: The gain of what is picked: no gain is as large, so nothing taken out of it or added brings it back.
 TAKEN = tl.constexpr(-(2**62))
@@ -139,21 +141,162 @@ def _list_moved_streamed(moved_ptr, best_ptr, row_ptr, slot_rows, padded, BLOCK_
     return number
 
 
-@triton.jit(do_not_specialize=["first", "above", "largest"])
-def _greedy_kernel(
+@triton.jit
+def value_of(top, count, OBJECTIVE: tl.constexpr, UNIT: tl.constexpr):
+    """The gain of a pick, from the largest state; infinite for a first pick of `max_min` and `max_mean`."""
+    value = float("inf")
+    if OBJECTIVE == "coverage":
+        value = top.to(tl.float32) / UNIT
+    elif count > 0:
+        value = top if OBJECTIVE == "max_min" else top / count
+    return value
+
+
+@triton.jit
+def _pick_in_registers(
+    # out and lists, from where the segment begins in each: int64, fp32; rows int64, seeds int64
+    indices_ptr,
+    gain_ptr,
+    rows_ptr,
+    seeds_ptr,
+    # the segment's slot: fp32 [rows], [padded, padded], int32 [tiles, padded], int32 [3, slot_rows]
+    scale_ptr,
+    matrix_ptr,
+    partial_ptr,
+    moved_ptr,
+    # sizes
+    seeded,
+    budget,
+    size,
+    padded,
+    tiles,
+    slot_rows,
+    # compiled in
+    OBJECTIVE: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """All picks in a segment of up to BLOCK_N tokens."""
+    columns = tl.arange(0, BLOCK_N)
+    inside = columns < padded
+    state = _opening(partial_ptr, columns, size, padded, tiles, UNIT, OBJECTIVE)
+    best = tl.zeros([BLOCK_N], tl.int32)
+    present = tl.load(scale_ptr + columns, mask=inside, other=0.0) > 0
+    count = 0.0  # picks that have a direction
+    for step in range(0, budget):
+        value = float("inf")
+        if step < seeded:
+            pick = tl.load(seeds_ptr + step).to(tl.int32)
+        else:
+            top, pick = _largest(state, present, count, OBJECTIVE)
+            value = value_of(top, count, OBJECTIVE, UNIT)
+        tl.store(indices_ptr + step, tl.load(rows_ptr + pick))
+        tl.store(gain_ptr + step, value)
+        row_ptr = matrix_ptr + pick.to(tl.int64) * padded
+        if OBJECTIVE == "coverage":
+            similarity = tl.load(row_ptr + columns, mask=inside, other=0).to(tl.int32)
+            number = list_moved(moved_ptr, 0, slot_rows, columns, best, similarity)
+            best = tl.maximum(best, similarity)
+            tl.debug_barrier()
+            state = tl.where(columns == pick, TAKEN, state)
+            state = _hand_over(state, matrix_ptr, moved_ptr, number, slot_rows, columns, padded, BLOCK_R)
+            tl.debug_barrier()  # the list is written anew
+        else:
+            state = tl.where(columns == pick, float("-inf"), state)
+            if tl.load(scale_ptr + pick) > 0:
+                cosine = tl.load(row_ptr + columns, mask=inside, other=0.0)
+                state = absorb(state, cosine, present, count, OBJECTIVE)
+                count += 1.0
+
+
+@triton.jit
+def _pick_streamed(
+    # as in `_pick_in_registers`
+    indices_ptr,
+    gain_ptr,
+    rows_ptr,
+    seeds_ptr,
+    scale_ptr,
+    matrix_ptr,
+    partial_ptr,
+    moved_ptr,
+    # the segment's slot: int64 or fp32 [slot_rows], int32 [slot_rows]
+    state_ptr,
+    best_ptr,
+    # sizes
+    seeded,
+    budget,
+    size,
+    padded,
+    tiles,
+    slot_rows,
+    # compiled in
+    OBJECTIVE: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """All picks in a segment of any size, BLOCK_N tokens at a time."""
+    columns = tl.arange(0, BLOCK_N)
+    for begin in range(0, padded, BLOCK_N):
+        at = begin + columns
+        inside = at < padded
+        state = _opening(partial_ptr, at, size, padded, tiles, UNIT, OBJECTIVE)
+        tl.store(state_ptr + at, state, mask=inside)
+        if OBJECTIVE == "coverage":
+            tl.store(best_ptr + at, tl.zeros([BLOCK_N], tl.int32), mask=inside)
+    # Here and below: Triton itself orders no thread's store before another thread's load.
+    tl.debug_barrier()
+    count = 0.0  # picks that have a direction
+    for step in range(0, budget):
+        value = float("inf")
+        if step < seeded:
+            pick = tl.load(seeds_ptr + step).to(tl.int32)
+        else:
+            top, pick = largest_streamed(state_ptr, scale_ptr, padded, count, OBJECTIVE, BLOCK_N)
+            value = value_of(top, count, OBJECTIVE, UNIT)
+        tl.store(indices_ptr + step, tl.load(rows_ptr + pick))
+        tl.store(gain_ptr + step, value)
+        row_ptr = matrix_ptr + pick.to(tl.int64) * padded
+        tl.debug_barrier()  # the state that was just compared is written to
+        if OBJECTIVE == "coverage":
+            number = _list_moved_streamed(moved_ptr, best_ptr, row_ptr, slot_rows, padded, BLOCK_N)
+            tl.store(state_ptr + pick, TAKEN)
+            tl.debug_barrier()
+            for begin in range(0, padded, BLOCK_N):
+                at = begin + columns
+                gain = tl.load(state_ptr + at, mask=at < padded, other=0)
+                gain = _hand_over(gain, matrix_ptr, moved_ptr, number, slot_rows, at, padded, BLOCK_R)
+                tl.store(state_ptr + at, gain, mask=at < padded)
+        else:
+            tl.store(state_ptr + pick, float("-inf"))
+            if tl.load(scale_ptr + pick) > 0:
+                tl.debug_barrier()
+                for begin in range(0, padded, BLOCK_N):
+                    at = begin + columns
+                    inside = at < padded
+                    held = tl.load(state_ptr + at, mask=inside, other=0.0)
+                    cosine = tl.load(row_ptr + at, mask=inside, other=0.0)
+                    exists = tl.load(scale_ptr + at, mask=inside, other=0.0) > 0
+                    tl.store(state_ptr + at, absorb(held, cosine, exists, count, OBJECTIVE), mask=inside)
+                count += 1.0
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["first", "largest"])
+def _fused_kernel(
     # out: int64 [total], fp32 [total]
     indices_ptr,
     gain_ptr,
     # workspace: [slots, slot_rows, WIDTH], fp32 [slots, slot_rows], [slots, slot_rows²], int32 [slots, tiles,
-    # slot_rows]; int32 [slots, 3, slot_rows]; streamed: int64 or fp32 and int32 [slots, slot_rows]
+    # slot_rows]; int32 [slots, 3, slot_rows] for `coverage`
     directions_ptr,
     scale_ptr,
     matrix_ptr,
     partial_ptr,
     moved_ptr,
-    state_ptr,
-    best_ptr,
-    # tensors: tokens [M, D], origin [g, D], inverse_norm fp32 [M] (fused); rows int64 [N]
+    # tensors: tokens [M, D], origin [g, D], inverse_norm fp32 [M], rows int64 [N]
     tokens_ptr,
     origin_ptr,
     inverse_norm_ptr,
@@ -164,10 +307,9 @@ def _greedy_kernel(
     offsets_ptr,
     seeds_ptr,
     cu_seeds_ptr,
-    # sizes: the group's first segment, rows of a slot; only segments of above < m <= largest are done
+    # sizes: the group's first segment, rows of a slot; only segments of up to `largest` tokens are done
     first,
     slot_rows,
-    above,
     largest,
     # strides
     stride_tokens_m,
@@ -177,8 +319,6 @@ def _greedy_kernel(
     stride_inverse_norm,
     # compiled in
     OBJECTIVE: tl.constexpr,
-    FUSED: tl.constexpr,
-    STREAMED: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -193,175 +333,225 @@ def _greedy_kernel(
     start = tl.load(cu_segments_ptr + segment)
     size = tl.load(cu_segments_ptr + segment + 1) - start
     budget = tl.load(budgets_ptr + segment)
-    if (size <= above) | (size > largest) | (budget == 0):
+    if (size > largest) | (budget == 0):
         return
     tiles = tl.cdiv(size, BLOCK_M)
-    padded = tiles * BLOCK_M
+    padded = tl.cdiv(size, PAD) * PAD
+    directions_ptr += slot * slot_rows * WIDTH
     scale_ptr += slot * slot_rows
     matrix_ptr += slot * slot_rows * slot_rows
     partial_ptr += slot * (slot_rows // BLOCK_M) * slot_rows
     if OBJECTIVE == "coverage":
         moved_ptr += slot * 3 * slot_rows
-    if STREAMED:
-        state_ptr += slot * slot_rows
-        if OBJECTIVE == "coverage":
-            best_ptr += slot * slot_rows
-
-    if FUSED:
-        directions_ptr += slot * slot_rows * WIDTH
-        if origin_ptr is not None:
-            origin_ptr += segment * stride_origin_g
-        for tile in range(0, tiles):
-            directions_tile(
+    if origin_ptr is not None:
+        origin_ptr += segment * stride_origin_g
+    for tile in range(0, tiles):
+        directions_tile(
+            directions_ptr,
+            scale_ptr,
+            tokens_ptr,
+            origin_ptr,
+            inverse_norm_ptr,
+            rows_ptr,
+            start,
+            size,
+            tile,
+            stride_tokens_m,
+            stride_tokens_d,
+            stride_origin_d,
+            stride_inverse_norm,
+            D,
+            WIDTH,
+            INPUT_PRECISION,
+            BLOCK_M,
+            BLOCK_D,
+        )
+    tl.debug_barrier()  # Triton itself orders no thread's store before another thread's load
+    for column_tile in range(0, tiles):
+        for row_tile in range(0, column_tile + 1):
+            similarity_tile(
                 directions_ptr,
                 scale_ptr,
-                tokens_ptr,
-                origin_ptr,
-                inverse_norm_ptr,
-                rows_ptr,
-                start,
-                size,
-                tile,
-                stride_tokens_m,
-                stride_tokens_d,
-                stride_origin_d,
-                stride_inverse_norm,
-                D,
+                matrix_ptr,
+                partial_ptr,
                 WIDTH,
+                padded,
+                row_tile,
+                column_tile,
+                UNIT,
+                OBJECTIVE == "coverage",
                 INPUT_PRECISION,
                 BLOCK_M,
                 BLOCK_D,
             )
-        # Here and below: Triton itself orders no thread's store before another thread's load.
-        tl.debug_barrier()
-        for row_tile in range(0, tiles):
-            for column_tile in range(0, row_tile + 1):
-                similarity_tile(
-                    directions_ptr,
-                    scale_ptr,
-                    matrix_ptr,
-                    partial_ptr,
-                    padded,
-                    row_tile,
-                    column_tile,
-                    WIDTH,
-                    UNIT,
-                    OBJECTIVE == "coverage",
-                    INPUT_PRECISION,
-                    BLOCK_M,
-                    BLOCK_D,
-                )
-        tl.debug_barrier()
+    tl.debug_barrier()
+    first_pick = tl.load(offsets_ptr + segment)
+    first_seed = tl.load(cu_seeds_ptr + segment)
+    _pick_in_registers(
+        indices_ptr + first_pick,
+        gain_ptr + first_pick,
+        rows_ptr + start,
+        seeds_ptr + first_seed,
+        scale_ptr,
+        matrix_ptr,
+        partial_ptr,
+        moved_ptr,
+        tl.load(cu_seeds_ptr + segment + 1) - first_seed,
+        budget,
+        size,
+        padded,
+        tiles,
+        slot_rows,
+        OBJECTIVE,
+        UNIT,
+        BLOCK_N,
+        BLOCK_R,
+    )
 
-    columns = tl.arange(0, BLOCK_N)
-    if STREAMED:
-        for begin in range(0, padded, BLOCK_N):
-            at = begin + columns
-            inside = at < padded
-            tl.store(
-                state_ptr + at, _opening(partial_ptr, at, size, padded, tiles, UNIT, OBJECTIVE), mask=inside
-            )
-            if OBJECTIVE == "coverage":
-                tl.store(best_ptr + at, tl.zeros([BLOCK_N], tl.int32), mask=inside)
-        tl.debug_barrier()
-    else:
-        state = _opening(partial_ptr, columns, size, padded, tiles, UNIT, OBJECTIVE)
-        best = tl.zeros([BLOCK_N], tl.int32)
-        present = tl.load(scale_ptr + columns, mask=columns < padded, other=0.0) > 0
 
+@triton.jit(do_not_specialize=["first", "above"])
+def _staged_kernel(
+    # out: int64 [total], fp32 [total]
+    indices_ptr,
+    gain_ptr,
+    # workspace: fp32 [slots, slot_rows], [slots, slot_rows²], int32 [slots, tiles, slot_rows]; int64 or fp32
+    # [slots, slot_rows]; for `coverage` int32 [slots, 3, slot_rows], int32 [slots, slot_rows]
+    scale_ptr,
+    matrix_ptr,
+    partial_ptr,
+    state_ptr,
+    moved_ptr,
+    best_ptr,
+    # int64: [N], [g + 1], [g], where a segment's picks begin [g], places in their segments [seeds], [g + 1]
+    rows_ptr,
+    cu_segments_ptr,
+    budgets_ptr,
+    offsets_ptr,
+    seeds_ptr,
+    cu_seeds_ptr,
+    # sizes: the group's first segment, rows of a slot; only segments of above < m <= slot_rows are done
+    first,
+    slot_rows,
+    above,
+    # compiled in
+    OBJECTIVE: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SMALL: tl.constexpr,
+    LARGE: tl.constexpr,
+    STREAMED: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    slot = tl.program_id(0).to(tl.int64)
+    segment = first + slot
+    start = tl.load(cu_segments_ptr + segment)
+    size = tl.load(cu_segments_ptr + segment + 1) - start
+    budget = tl.load(budgets_ptr + segment)
+    if (size <= above) | (size > slot_rows) | (budget == 0):
+        return
+    tiles = tl.cdiv(size, BLOCK_M)
+    padded = tl.cdiv(size, PAD) * PAD
+    scale_ptr += slot * slot_rows
+    matrix_ptr += slot * slot_rows * slot_rows
+    partial_ptr += slot * (slot_rows // BLOCK_M) * slot_rows
+    state_ptr += slot * slot_rows
+    if OBJECTIVE == "coverage":
+        moved_ptr += slot * 3 * slot_rows
+        best_ptr += slot * slot_rows
+    first_pick = tl.load(offsets_ptr + segment)
+    indices_ptr += first_pick
+    gain_ptr += first_pick
+    rows_ptr += start
     first_seed = tl.load(cu_seeds_ptr + segment)
     seeded = tl.load(cu_seeds_ptr + segment + 1) - first_seed
-    out = tl.load(offsets_ptr + segment)
-    count = 0.0  # picks that have a direction
-    for step in range(0, budget):
-        value = float("inf")
-        if step < seeded:
-            pick = tl.load(seeds_ptr + first_seed + step).to(tl.int32)
-        else:
-            if STREAMED:
-                top, pick = largest_streamed(state_ptr, scale_ptr, padded, count, OBJECTIVE, BLOCK_N)
-            else:
-                top, pick = _largest(state, present, count, OBJECTIVE)
-            if OBJECTIVE == "coverage":
-                value = top.to(tl.float32) / UNIT
-            elif count > 0:
-                value = top if OBJECTIVE == "max_min" else top / count
-        token = start + pick
-        if rows_ptr is not None:
-            token = tl.load(rows_ptr + token)
-        tl.store(indices_ptr + out + step, token)
-        tl.store(gain_ptr + out + step, value)
-
-        if STREAMED:
-            tl.debug_barrier()  # the state that was just compared is written to
-            if OBJECTIVE == "coverage":
-                number = _list_moved_streamed(
-                    moved_ptr, best_ptr, matrix_ptr + pick.to(tl.int64) * padded, slot_rows, padded, BLOCK_N
-                )
-                tl.store(state_ptr + pick, TAKEN)
-                tl.debug_barrier()
-                for begin in range(0, padded, BLOCK_N):
-                    at = begin + columns
-                    gain = tl.load(state_ptr + at, mask=at < padded, other=0)
-                    gain = _hand_over(gain, matrix_ptr, moved_ptr, number, slot_rows, at, padded, BLOCK_R)
-                    tl.store(state_ptr + at, gain, mask=at < padded)
-            else:
-                tl.store(state_ptr + pick, float("-inf"))
-                if tl.load(scale_ptr + pick) > 0:
-                    tl.debug_barrier()
-                    for begin in range(0, padded, BLOCK_N):
-                        at = begin + columns
-                        inside = at < padded
-                        held = tl.load(state_ptr + at, mask=inside, other=0.0)
-                        cosine = tl.load(matrix_ptr + pick.to(tl.int64) * padded + at, mask=inside, other=0.0)
-                        exists = tl.load(scale_ptr + at, mask=inside, other=0.0) > 0
-                        tl.store(state_ptr + at, absorb(held, cosine, exists, count, OBJECTIVE), mask=inside)
-                    count += 1.0
-            tl.debug_barrier()
-        elif OBJECTIVE == "coverage":
-            similarity = tl.load(
-                matrix_ptr + pick.to(tl.int64) * padded + columns, mask=columns < padded, other=0
-            ).to(tl.int32)
-            number = list_moved(moved_ptr, 0, slot_rows, columns, best, similarity)
-            best = tl.maximum(best, similarity)
-            tl.debug_barrier()
-            state = tl.where(columns == pick, TAKEN, state)
-            state = _hand_over(state, matrix_ptr, moved_ptr, number, slot_rows, columns, padded, BLOCK_R)
-            tl.debug_barrier()  # the list is written anew
-        else:
-            state = tl.where(columns == pick, float("-inf"), state)
-            if tl.load(scale_ptr + pick) > 0:
-                cosine = tl.load(
-                    matrix_ptr + pick.to(tl.int64) * padded + columns, mask=columns < padded, other=0.0
-                )
-                state = absorb(state, cosine, present, count, OBJECTIVE)
-                count += 1.0
-
-
-class SizeClass(NamedTuple):
-    """How segments of some sizes are done; a segment's size alone decides its class."""
-
-    #: Tokens of the largest segment of the class; `None` without an end.
-    largest: int | None
-    fused: bool
-    streamed: bool
-    block_n: int
-    block_r: int
-    num_warps: int
+    seeds_ptr += first_seed
+    if size <= SMALL:
+        _pick_in_registers(
+            indices_ptr,
+            gain_ptr,
+            rows_ptr,
+            seeds_ptr,
+            scale_ptr,
+            matrix_ptr,
+            partial_ptr,
+            moved_ptr,
+            seeded,
+            budget,
+            size,
+            padded,
+            tiles,
+            slot_rows,
+            OBJECTIVE,
+            UNIT,
+            SMALL,
+            ELEMENTS // SMALL,
+        )
+    elif size <= LARGE:
+        _pick_in_registers(
+            indices_ptr,
+            gain_ptr,
+            rows_ptr,
+            seeds_ptr,
+            scale_ptr,
+            matrix_ptr,
+            partial_ptr,
+            moved_ptr,
+            seeded,
+            budget,
+            size,
+            padded,
+            tiles,
+            slot_rows,
+            OBJECTIVE,
+            UNIT,
+            LARGE,
+            ELEMENTS // LARGE,
+        )
+    else:
+        _pick_streamed(
+            indices_ptr,
+            gain_ptr,
+            rows_ptr,
+            seeds_ptr,
+            scale_ptr,
+            matrix_ptr,
+            partial_ptr,
+            moved_ptr,
+            state_ptr,
+            best_ptr,
+            seeded,
+            budget,
+            size,
+            padded,
+            tiles,
+            slot_rows,
+            OBJECTIVE,
+            UNIT,
+            STREAMED,
+            ELEMENTS // STREAMED,
+        )
 
 
-#: From the smallest segments to the largest. A product by one program alone pays for small segments only.
-SIZE_CLASSES = (
-    SizeClass(256, fused=True, streamed=False, block_n=256, block_r=16, num_warps=8),
-    SizeClass(1024, fused=False, streamed=False, block_n=1024, block_r=8, num_warps=8),
-    SizeClass(4096, fused=False, streamed=False, block_n=4096, block_r=4, num_warps=16),
-    SizeClass(None, fused=False, streamed=True, block_n=4096, block_r=4, num_warps=16),
-)
+class LaunchConfig(NamedTuple):
+    """How segments are done, by their size alone."""
+
+    #: Tokens of the largest segment that is done in the fused form. A product by one program alone pays for
+    #: small segments only.
+    fused: int = 256
+    fused_warps: int = 8
+    #: The staged form: tokens that are kept in registers, in two steps, and that are streamed at a time.
+    small: int = 1024
+    large: int = 4096
+    streamed: int = 2048
+    staged_warps: int = 16
+    #: Entries of the matrix that a program takes in at a time, fused and staged.
+    fused_elements: int = 4096
+    staged_elements: int = 16384
 
 
-def launch_config(size: int) -> SizeClass:
-    """The class of a segment of this size."""
-    return next(kind for kind in SIZE_CLASSES if kind.largest is None or size <= kind.largest)
+def launch_config() -> LaunchConfig:
+    """Block sizes and warps of both forms."""
+    return LaunchConfig()
 
 
 def traffic(sizes: Sequence[int], budgets: Sequence[int], objective: str, entry: torch.dtype) -> Traffic:
@@ -378,7 +568,7 @@ def traffic(sizes: Sequence[int], budgets: Sequence[int], objective: str, entry:
     return Traffic(moved, operations=operations)
 
 
-def greedy_launch(
+def fused_launch(
     indices: Tensor,
     gain: Tensor,
     *,
@@ -387,34 +577,24 @@ def greedy_launch(
     matrix: Tensor,
     partial: Tensor,
     moved: Tensor | None,
-    state: Tensor | None,
-    best: Tensor | None,
     tokens: Tensor,
     origin: Tensor | None,
     inverse_norm: Tensor | None,
-    rows: Tensor | None,
+    rows: Tensor,
     cu_segments: Tensor,
     budgets: Tensor,
     offsets: Tensor,
     seeds: Tensor,
     cu_seeds: Tensor,
     first: int,
-    above: int,
-    largest: int,
-    kind: SizeClass,
     objective: str,
     unit: float,
     input_precision: str,
 ) -> None:
-    """Pick in all segments of a group whose size is of one class: above < size <= largest.
-
-    Unless the class is fused, `directions_launch` and `similarity_launch` come first.
-    """
+    """Pick in all segments of a group that are small enough for one program to multiply."""
     slots, slot_rows, width = directions.shape
-    config = directions_kernel.launch_config(directions.dtype)
-    if not kind.fused:
-        origin = inverse_norm = None
-    _greedy_kernel[(slots,)](
+    config, tiles = launch_config(), directions_kernel.launch_config(directions.dtype)
+    _fused_kernel[(slots,)](
         indices,
         gain,
         directions,
@@ -422,9 +602,7 @@ def greedy_launch(
         matrix,
         partial,
         moved,
-        state if kind.streamed else None,
-        best if kind.streamed else None,
-        tokens if kind.fused else None,
+        tokens,
         origin,
         inverse_norm,
         rows,
@@ -435,25 +613,81 @@ def greedy_launch(
         cu_seeds,
         first,
         slot_rows,
-        above,
-        largest,
-        tokens.stride(0) if kind.fused else 0,
-        tokens.stride(1) if kind.fused else 0,
+        min(config.fused, slot_rows),
+        tokens.stride(0),
+        tokens.stride(1),
         0 if origin is None else origin.stride(0),
         0 if origin is None else origin.stride(1),
         0 if inverse_norm is None else inverse_norm.stride(0),
         OBJECTIVE=objective,
-        FUSED=kind.fused,
-        STREAMED=kind.streamed,
         UNIT=unit,
         D=tokens.shape[1],
         WIDTH=width,
         INPUT_PRECISION=input_precision,
-        BLOCK_M=config.block_m,
-        BLOCK_D=config.block_d,
-        BLOCK_N=kind.block_n,
-        BLOCK_R=kind.block_r,
-        num_warps=kind.num_warps,
-        num_stages=config.num_stages,
+        BLOCK_M=tiles.block_m,
+        BLOCK_D=tiles.block_d,
+        BLOCK_N=config.fused,
+        BLOCK_R=config.fused_elements // config.fused,
+        # As many threads on AMD, where a warp has 64.
+        num_warps=config.fused_warps // (2 if common.platform() == "hip" else 1),
+        num_stages=tiles.num_stages,
         enable_fp_fusion=False,
+    )
+
+
+def staged_launch(
+    indices: Tensor,
+    gain: Tensor,
+    *,
+    directions: Tensor,
+    scale: Tensor,
+    matrix: Tensor,
+    partial: Tensor,
+    state: Tensor,
+    moved: Tensor | None,
+    best: Tensor | None,
+    rows: Tensor,
+    cu_segments: Tensor,
+    budgets: Tensor,
+    offsets: Tensor,
+    seeds: Tensor,
+    cu_seeds: Tensor,
+    first: int,
+    above: int,
+    objective: str,
+    unit: float,
+) -> None:
+    """Pick in all segments of a group of more than `above` tokens, after `similarity_launch`."""
+    config = launch_config()
+    _staged_kernel[(len(scale),)](
+        indices,
+        gain,
+        scale,
+        matrix,
+        partial,
+        state,
+        moved,
+        best,
+        rows,
+        cu_segments,
+        budgets,
+        offsets,
+        seeds,
+        cu_seeds,
+        first,
+        scale.shape[1],
+        above,
+        OBJECTIVE=objective,
+        UNIT=unit,
+        BLOCK_M=directions_kernel.launch_config(directions.dtype).block_m,
+        SMALL=config.small,
+        LARGE=config.large,
+        STREAMED=config.streamed,
+        ELEMENTS=config.staged_elements,
+        num_warps=config.staged_warps,
+        num_stages=1,
+        enable_fp_fusion=False,
+        # All that a thread can have. Unless told, ptxas spills to make room for a second program, which there
+        # is no use for.
+        **({"maxnreg": min(255, 2048 // config.staged_warps)} if common.platform() == "cuda" else {}),
     )

@@ -42,6 +42,7 @@ from trimtok_fast.kernels.common import (
     ZERO_SUM,
     Traffic,
     inverse_where,
+    load_rows,
     row_norm,
 )
 
@@ -49,16 +50,6 @@ from trimtok_fast.kernels.common import (
 #: that the sums' own traffic does not count.
 CHUNK_M = 128
 MAX_WIDTH = 8192
-
-
-@triton.jit
-def _load_rows(rows_ptr, offs_m, mask_m, stride_m, stride_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    offs_d = tl.arange(0, BLOCK_D)
-    return tl.load(
-        rows_ptr + offs_m[:, None] * stride_m + offs_d[None, :].to(tl.int64) * stride_d,
-        mask=mask_m[:, None] & (offs_d < D)[None, :],
-        other=0.0,
-    ).to(tl.float32)  # [BLOCK_M, BLOCK_D]
 
 
 @triton.jit
@@ -105,7 +96,7 @@ def _sum_chunk(
     for row in range(first, last, BLOCK_M):
         offs_m = row + tl.arange(0, BLOCK_M).to(tl.int64)
         mask_m = offs_m < last
-        x = _load_rows(rows_ptr, offs_m, mask_m, stride_m, stride_d, D, BLOCK_D)
+        x = load_rows(rows_ptr, offs_m, mask_m, 0, stride_m, stride_d, D, BLOCK_D).to(tl.float32)
         norm = row_norm(x)
         usable = norm <= LARGEST_NORM
         present = usable & (norm >= ZERO_NORM)
@@ -364,7 +355,8 @@ def _measure_chunk(
         mask_m = offs_m < last
         norm = tl.load(norm_ptr + offs_m, mask=mask_m, other=0.0)
         usable = norm <= LARGEST_NORM
-        x = _load_rows(tokens_ptr, offs_m, mask_m, stride_m, stride_d, D, BLOCK_D) - origin[None, :]
+        x = load_rows(tokens_ptr, offs_m, mask_m, 0, stride_m, stride_d, D, BLOCK_D)
+        x = x.to(tl.float32) - origin[None, :]
         centred = row_norm(x)
         inverse = inverse_where((norm >= ZERO_NORM) & (centred > norm * ZERO_SHARE), centred)
         tl.store(inverse_norm_ptr + offs_m, tl.where(usable, inverse, float("nan")), mask=mask_m)

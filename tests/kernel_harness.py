@@ -1,21 +1,29 @@
-"""What tests of kernels share: guarded memory, launches counted or run as PTX, kernels with a fault."""
+"""What tests of kernels share: guarded memory, launches watched or run as PTX, kernels with a fault.
+
+A launch anywhere goes through `launched`, interpreted or not: no test has to know which modules launch what.
+`simulated` compiles it for a GPU and executes the PTX on the CPU (tests/ptxsim).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import itertools
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.ptxsim import ExecutionReport, execute
+from tests.ptxsim import CompiledCode, ExecutionFault, ExecutionReport, compile_for, run_compiled
+from trimtok_fast.kernels import common
 
+BARRIER = re.compile(r"^[ \t]*bar\.sync[^;]*;", re.MULTILINE)
 SENTINEL = 77
 _NUMBERS = itertools.count()
 
@@ -69,65 +77,114 @@ def guarded_allocation() -> Iterator[None]:
         assert (around == SENTINEL).all(), "written past an output"
 
 
-class Launches:
-    """Stands in for a kernel: hands each launch to `run`."""
+class Launch(NamedTuple):
+    """One launch: the kernel, its grid, what it was called with."""
 
-    def __init__(self, kernel: Any, run: Callable[..., None]) -> None:
-        self.kernel, self.run = kernel, run
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args, **options: self.run(self.kernel, grid, *args, **options)
+    @property
+    def name(self) -> str:
+        """The kernel's name, without the `_` and `_kernel` around it."""
+        return str(self.kernel.__name__).removeprefix("_").removesuffix("_kernel")
+
+    def interpret(self) -> None:
+        """Run it in Triton's interpreter."""
+        _INTERPRET(self.kernel, *self.arguments, grid=self.grid, warmup=False, **self.options)
 
 
-class Recorder:
-    """Stands in for a kernel: keeps what it is launched with, and passes it on if there is something to."""
-
-    def __init__(self, kernel, run=None):
-        self.kernel, self.run, self.calls = kernel, run, []
-
-    def __getitem__(self, grid):
-        def launch(*arguments, **options):
-            self.calls.append((grid, arguments, options))
-            if self.run is not None:
-                self.run(self.kernel, grid, arguments, options)
-
-        return launch
+#: What `kernel[grid]` calls.
+_FUNCTION: Any = type(common.row_norm)
+_INTERPRET = _FUNCTION.run
 
 
 @contextlib.contextmanager
-def launches_of(module: ModuleType, run: Callable[..., None] | None = None) -> Iterator[list[str]]:
-    """Names of the kernels that were launched, in order; `run` launches them in another way."""
-    names: list[str] = []
+def launched(run: Callable[[Launch], object] = Launch.interpret) -> Iterator[list[Launch]]:
+    """Inside, what is launched goes on the list, and `run` does it."""
+    launches: list[Launch] = []
 
-    def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        names.append(kernel.__name__)
-        if run is None:
-            kernel[grid](*args, **options)
-        else:
-            run(kernel, grid, *args, **options)
+    def launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launches.append(Launch(kernel, tuple(grid), arguments, options))
+        run(launches[-1])
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in vars(module) if name.startswith("_") and name.endswith("_kernel")]:
-            patch.setattr(module, name, Launches(getattr(module, name), launch))
-        yield names
+        patch.setattr(_FUNCTION, "run", launch)
+        yield launches
 
 
 @contextlib.contextmanager
-def simulated(module: ModuleType, **options: Any) -> Iterator[list[tuple[str, ExecutionReport]]]:
-    """The module's kernels run as the PTX that they compile to; the reports, and no conflict in any."""
-    reports: list[tuple[str, ExecutionReport]] = []
+def simulated(
+    target: str = "sm_80",
+    change: Callable[[str, CompiledCode], CompiledCode] = lambda name, code: code,
+    **simulation: Any,
+) -> Iterator[list[ExecutionReport]]:
+    """Inside, every launch executes its PTX, with races, bounds and alignment checked.
 
-    def run(kernel: Any, grid: tuple[int, ...], *args: Any, **arguments: Any) -> None:
-        reports.append((kernel.__name__, execute(kernel, grid, *args, **arguments, **options)))
+    Args:
+        target: what to compile for; sm_80 to sm_120.
+        change: called with a kernel's name and its code, before it runs.
+        simulation: options of `ptxsim.execute`, as `seed` or `profile`.
 
-    with launches_of(module, run):
+    Yields:
+        The reports, in the order of the launches. None may have a conflict in the end.
+    """
+    reports: list[ExecutionReport] = []
+
+    def run(launch: Launch) -> None:
+        code = compile_for(launch.kernel, *launch.arguments, target=target, **launch.options)
+        named = {name: value for name, value in launch.options.items() if name in code.signature}
+        options = {"profile": False, **named, **simulation}
+        reports.append(run_compiled(change(launch.name, code), launch.grid, *launch.arguments, **options))
+
+    with launched(run), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "platform", lambda: "cuda")
         yield reports
-    for name, report in reports:
-        assert not report.conflicts, f"{name}: {report.conflicts}"
+    for report in reports:
+        assert not report.conflicts, f"{report.kernel}: {report.conflicts}"
 
 
-def mutant(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
-    """The kernel's file with one snippet replaced, as a module of its own."""
+def without_each_barrier(launch: Callable[[], object], kernel: str) -> list[str]:
+    """Delete each barrier of a kernel's PTX in turn, and launch: what is reported, "" where nothing is.
+
+    Args:
+        launch: launches the kernel, on fresh outputs; raises AssertionError if the results are wrong.
+        kernel: its name, as in `Launch.name`.
+    """
+
+    def delete(index: int) -> Callable[[str, CompiledCode], CompiledCode]:
+        def change(name: str, code: CompiledCode) -> CompiledCode:
+            if name != kernel:
+                return code
+            barrier = list(BARRIER.finditer(code.ptx))[index]
+            ptx = code.ptx[: barrier.start()] + code.ptx[barrier.end() :]
+            return replace(code, asm={**code.asm, "ptx": ptx})
+
+        return change
+
+    def count(name: str, code: CompiledCode) -> CompiledCode:
+        if name == kernel:
+            numbers.append(len(BARRIER.findall(code.ptx)))
+        return code
+
+    numbers: list[int] = []
+    with simulated(change=count):
+        launch()
+    reports = []
+    for index in range(min(numbers)):
+        try:
+            with simulated(change=delete(index)):
+                launch()
+        except (ExecutionFault, AssertionError) as fault:
+            reports.append(type(fault).__name__)
+        else:
+            reports.append("")
+    return reports
+
+
+def plant(patch: pytest.MonkeyPatch, module: ModuleType, old: str, new: str, folder: Path) -> None:
+    """Give the jit functions of a file, wherever they are used, the code of a copy, a snippet replaced."""
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{module.__name__} has {source.count(old)} times {old!r}"
     # A name of its own: the process that compiles keeps what it has imported.
@@ -138,4 +195,8 @@ def mutant(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     changed = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(changed)
-    return changed
+    for key, function in vars(module).items():
+        if isinstance(function, _FUNCTION) and function.fn.__module__ == module.__name__:
+            copy = getattr(changed, key)
+            patch.setattr(function, "fn", copy.fn)
+            patch.setattr(function, "rewriter", copy.rewriter)

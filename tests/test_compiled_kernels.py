@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (896, 1280, 3584, 8192)
 #: What every run of the suite compiles; `make test-all` takes the rest.
 ALWAYS = {(target, 3584, dtype) for target in ("sm_90", "gfx942") for dtype in ("bf16", "fp32")}
+#: Only loads tell fp16 from bf16, and only fp32 has other blocks: fp16 goes with one width.
 EVERY = [
     pytest.param(*case, id="-".join(map(str, case)), marks=() if case in ALWAYS else pytest.mark.slow)
     for case in ((target, dim, dtype) for target in TARGETS for dim in WIDTHS for dtype in DTYPES)
+    if case[2] != "fp16" or case[1] == 3584
 ]
 
 
@@ -49,7 +52,7 @@ def test_every_kernel_keeps_its_budgets(target, dim, dtype):
     found = inspect(target, dim, dtype)
     assert found["broken"] == []
     assert all(0 < kernel["occupancy"] <= 1 for kernel in found["kernels"])
-    assert all(0 < seconds < 1 for floor in found["floors"] for seconds in floor["seconds"].values())
+    assert all(0 < seconds < 10 for floor in found["floors"] for seconds in floor["seconds"].values())
 
 
 def test_no_kernel_is_left_out():
@@ -64,38 +67,64 @@ def test_no_kernel_is_left_out():
     assert inspected == defined
 
 
-def count_variants(dtype):
-    """The most variants of a kernel with the same compiled-in sizes, over 50 random prompts."""
-    from trimtok_fast.inspection.compilation import compiling_for
-    from trimtok_fast.inspection.workload import PRUNE, Workload
+def prompts(count):
+    """Random prompts: images of all sizes, some to a sample, with text or without, any share kept."""
+    draw = random.Random(0)
+    for number in range(count):
+        # Where no similarities can be stored, a pick takes launches of its own: few and small images there.
+        stored = number % 25 > 0
+        largest = [256, 1024, 4096] if stored else [64]
+        images = [draw.randint(1, draw.choice(largest)) for _ in range(draw.randint(1, 8))]
+        cu_images = sorted({0, len(images), *draw.choices(range(len(images) + 1), k=draw.randint(0, 2))})
+        words = [draw.randint(0, 90) for _ in cu_images[1:]] if draw.random() < 0.8 else None
+        yield images, cu_images, words, draw.uniform(0.05, 0.9), 2**29 if stored else 0
 
-    generator = random.Random(0)
-    variants = defaultdict(set)
-    with compiling_for(TARGETS["sm_90"]) as launches:
-        for _ in range(50):
-            prompt = Workload(
-                images=generator.randint(1, 12),
-                tokens=generator.randint(8, 1200),
-                dim=3584,
-                dtype=dtype,
-                keep=generator.uniform(0.05, 0.9),
-                words=generator.randint(1, 300),
+
+def variants(dtype):
+    """How often each kernel would be compiled over 50 prompts, pruned and gathered without any value."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    import trimtok_fast as tt
+    from tests.ptxsim.aot import describe_argument, specialization_of
+    from trimtok_fast.backends import triton as backend
+    from trimtok_fast.kernels import common
+
+    known, seen = set(), defaultdict(set)
+
+    def specialise(kernel, *arguments, grid, warmup, **options):
+        name = f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
+        # A round after another is launched alike.
+        launch = repr((name, [*map(describe_argument, (*arguments, *options.values()))]))
+        if launch not in known:
+            known.add(launch)
+            seen[name].add(specialization_of(kernel, *arguments, target="sm_90", **options))
+
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
+        patch.setattr(type(common.row_norm), "run", specialise)
+        patch.setattr(common, "platform", lambda: "cuda")
+        patch.setattr(backend, "INTERPRETED", True)  # so that it takes tensors of the CPU
+        for images, cu_images, words, share, workspace_bytes in prompts(50):
+            tokens = torch.empty(sum(images), 3584, dtype=DTYPES[dtype])
+            text = None if words is None else torch.empty(sum(words), 3584, dtype=tokens.dtype)
+            out = tt.prune(
+                tokens,
+                [0, *accumulate(images)],
+                cu_images,
+                text=text,
+                cu_text=None if words is None else [0, *accumulate(words)],
+                config=tt.PruneConfig(keep_ratio=share, workspace_bytes=workspace_bytes, check_finite=False),
+                backend="triton",
             )
-            for step in PRUNE:
-                prompt.steps()[step]()
-                for launch in launches:
-                    variants[f"{step}: {launch.module}.{launch.kernel} {launch.compiled_in}"].add(
-                        id(launch.code)
-                    )
-                launches.clear()
-    return {name: len(codes) for name, codes in variants.items()}
+            backend.gather_tokens(tokens, out.indices)
+    return {name: len(forms) for name, forms in seen.items()}
 
 
 @pytest.mark.parametrize(
     "dtype", [pytest.param(d, marks=() if d == "bf16" else pytest.mark.slow) for d in DTYPES]
 )
-def test_sizes_of_a_prompt_are_not_compiled_in(dtype):
-    code = f"import json, tests.test_compiled_kernels as t; print(json.dumps(t.count_variants({dtype!r})))"
-    variants = json.loads(run_python("-c", code))
-    assert len({name.split(":")[0] for name in variants}) == 5
-    assert {name: count for name, count in variants.items() if count > 2} == {}
+def test_no_kernel_is_compiled_more_than_twice_over_50_prompts(dtype):
+    code = f"import json, tests.test_compiled_kernels as t; print(json.dumps(t.variants({dtype!r})))"
+    counts = json.loads(run_python("-c", code))
+    assert {"greedy._fused_kernel", "greedy._staged_kernel", "absorb._absorb_kernel"} < set(counts)
+    assert {name: count for name, count in counts.items() if count > 2} == {}

@@ -11,26 +11,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_greedy
-from tests.kernel_harness import Recorder, mutant
+from tests.kernel_harness import launched, plant, simulated
 from tests.test_greedy import check_selection
 from trimtok_fast.backends import triton_greedy as backend
 from trimtok_fast.certificate import certify
 from trimtok_fast.config import OBJECTIVES
-from trimtok_fast.kernels import directions, greedy, recomputed, similarity
+from trimtok_fast.kernels import greedy, recomputed
 
-KERNELS = (
-    (directions, "_directions_kernel"),
-    (similarity, "_similarity_kernel"),
-    (greedy, "_greedy_kernel"),
-    (recomputed, "_recomputed_kernel"),
-)
-#: One class for all sizes: how segments of up to 256 tokens are done, and the other ways to do them.
+#: The ways to do a segment, each for all sizes that the tests below have.
+STAGED = greedy.LaunchConfig(fused=0)
 FORMS = {
-    "fused": greedy.SIZE_CLASSES[0]._replace(largest=None),
-    "staged": greedy.SIZE_CLASSES[0]._replace(largest=None, fused=False),
-    "streamed": greedy.SIZE_CLASSES[-1]._replace(block_n=64),
-    "fused and streamed": greedy.SIZE_CLASSES[-1]._replace(block_n=64, fused=True),
+    "fused": greedy.LaunchConfig(fused=512),
+    "staged": STAGED,
+    "staged, the larger kind": STAGED._replace(small=16, large=512),
+    # As many threads as tokens at a time: copies in other threads would look like races.
+    "streamed": STAGED._replace(small=16, large=32, streamed=64, staged_warps=2),
 }
+
+
+def use(monkeypatch, form):
+    """Do all segments in one form from here on."""
+    monkeypatch.setattr(greedy, "launch_config", lambda: form)
 
 
 def quick(*names):
@@ -165,7 +166,7 @@ def test_all_forms_give_the_same_bits(objective, dtype, monkeypatch):
     origin = tokens.double().mean(0, keepdim=True).float().repeat(3, 1)
     results = []
     for form in FORMS.values():
-        monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
+        use(monkeypatch, form)
         results.append(
             select(
                 tokens,
@@ -192,21 +193,18 @@ def test_lengths_that_the_host_does_not_know_change_no_bit(objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_small_workspace_means_more_groups_and_the_same_bits(objective, monkeypatch):
+def test_a_small_workspace_means_more_groups_and_the_same_bits(objective):
     tokens = make_tokens("clusters", 500, 40)
     offsets, budgets = [0, 100, 200, 230, 500], [5, 6, 3, 8]
     expected = select(tokens, offsets, budgets, objective)
-    recorder = Recorder(greedy._greedy_kernel, lambda kernel, grid, a, k: kernel[grid](*a, **k))
-    monkeypatch.setattr(greedy, "_greedy_kernel", recorder)
     form = backend.form_of(tokens, objective)
     for fitting, groups in ((270, 2), (500, 1)):
-        recorder.calls.clear()
-        size = backend.slot_bytes(fitting, form)
-        found = select(
-            tokens, offsets, budgets, objective, workspace_bytes=size * (1 if fitting < 500 else 4)
-        )
+        size = backend.slot_bytes(fitting, form) * (1 if fitting < 500 else 4)
+        with launched() as launches:
+            found = select(tokens, offsets, budgets, objective, workspace_bytes=size)
         assert same(found, expected)
-        assert len({arguments[18] for _, arguments, _ in recorder.calls}) == groups
+        matrices = {launch.arguments[2].data_ptr() for launch in launches if launch.name == "fused"}
+        assert len(matrices) == groups
 
 
 @pytest.mark.parametrize("dtype", quick("fp32"))
@@ -271,7 +269,7 @@ def test_nothing_is_written_outside_the_slots(objective, monkeypatch):
 
     tokens = make_tokens("clusters", 229, 40)
     for form in FORMS.values():
-        monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
+        use(monkeypatch, form)
         monkeypatch.setattr(backend, "allocate", allocate)
         expected = select(tokens, [0, 100, 229], [5, 12], objective)
         monkeypatch.setattr(backend, "allocate", guarded)
@@ -284,7 +282,7 @@ def test_nothing_is_written_outside_the_slots(objective, monkeypatch):
 @pytest.mark.parametrize("fits", [True, False], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("known", [True, False], ids=["known lengths", "unknown lengths"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_no_value_is_read_on_the_host(objective, known, fits, monkeypatch):
+def test_no_value_is_read_on_the_host(objective, known, fits):
     if objective == "max_min" and not fits:
         pytest.skip("max_min goes in rounds there")
 
@@ -293,11 +291,9 @@ def test_no_value_is_read_on_the_host(objective, known, fits, monkeypatch):
             assert function.__name__.split(".")[0] not in ("_local_scalar_dense", "nonzero", "is_nonzero")
             return function(*args, **(kwargs or {}))
 
-    for module, name in KERNELS:
-        monkeypatch.setattr(module, name, Recorder(None))
     tokens, rows = make_tokens("noise", 60, 8), torch.arange(60)
     boundaries = torch.tensor([0, 20, 60])
-    with NoReads():
+    with NoReads(), launched(lambda launch: None) as launches:
         backend.select_stored(
             tokens,
             boundaries,
@@ -313,27 +309,7 @@ def test_no_value_is_read_on_the_host(objective, known, fits, monkeypatch):
             rows=rows,
             workspace_bytes=2**25 if fits else 0,
         )
-    assert any(getattr(module, name).calls for module, name in KERNELS)
-
-
-def on_the_simulator(reports, precision):
-    """Runs a launch as PTX, with checks for races and bounds."""
-    from tests.ptxsim import execute
-
-    def run(kernel, grid, arguments, options):
-        options = {**options, "INPUT_PRECISION": precision}
-        reports.append(execute(kernel, grid, *arguments, target="sm_80", **options))
-
-    return run
-
-
-def compiled(monkeypatch, dtype):
-    """From here on, launches execute the PTX of their kernels; the list gets their reports."""
-    reports = []
-    run = on_the_simulator(reports, "tf32x3" if dtype == torch.float32 else "ieee")
-    for module, name in KERNELS:
-        monkeypatch.setattr(module, name, Recorder(getattr(module, name), run))
-    return reports
+    assert launches
 
 
 @pytest.mark.parametrize("dtype", quick("fp16"))
@@ -343,11 +319,10 @@ def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(obje
     tokens[[3, 100]] = 0
     tokens[90:95] = tokens[75:80]
     origin = tokens.double().mean(0, keepdim=True).float().repeat(2, 1)
-    compiled(monkeypatch, dtype)
     results = []
-    for name, form in FORMS.items():
-        monkeypatch.setattr(greedy, "SIZE_CLASSES", (form,))
-        if name != "fused and streamed":
+    for form in FORMS.values():
+        use(monkeypatch, form)
+        with simulated():
             results.append(
                 select(
                     tokens,
@@ -368,14 +343,14 @@ def test_the_compiled_code_is_right_free_of_races_and_the_same_in_all_forms(obje
 
 @pytest.mark.parametrize("dtype", quick("bf16"))
 @pytest.mark.parametrize("objective", ["coverage", "max_mean"])
-def test_the_compiled_code_is_right_where_nothing_is_stored(objective, dtype, monkeypatch):
+def test_the_compiled_code_is_right_where_nothing_is_stored(objective, dtype):
     tokens = make_tokens("clusters", 100, 70, offset=0.5, dtype=dtype)
     tokens[3] = 0
     tokens[90:95] = tokens[75:80]
     origin = tokens.double().mean(0, keepdim=True).float()
     expected, _ = select(tokens, [0, 100], [6], objective, seeds=[3], origin=origin)
-    compiled(monkeypatch, dtype)
-    found, _ = select(tokens, [0, 100], [6], objective, seeds=[3], origin=origin, workspace_bytes=0)
+    with simulated():
+        found, _ = select(tokens, [0, 100], [6], objective, seeds=[3], origin=origin, workspace_bytes=0)
     judge = dict(objective=objective, seeds=1, origin=origin[0])
     assert certify(tokens, found, **judge).regret <= test_greedy.TOLERANCE[dtype]
     assert found.tolist() == expected.tolist()
@@ -383,9 +358,10 @@ def test_the_compiled_code_is_right_where_nothing_is_stored(objective, dtype, mo
 
 def test_coverage_reads_the_rows_of_the_moved_tokens_and_no_more(monkeypatch):
     tokens = make_tokens("photo-like", 256, 32)
-    reports = compiled(monkeypatch, torch.float32)
-    monkeypatch.setattr(greedy, "SIZE_CLASSES", (FORMS["staged"],))
-    picks, _ = select(tokens, [0, 256], [26])
+    # Every warp reads the list of who moves, from the cache: with more warps than rows need, that is counted.
+    use(monkeypatch, STAGED._replace(small=256, staged_warps=8, staged_elements=4096))
+    with simulated(profile=True) as reports:
+        picks, _ = select(tokens, [0, 256], [26])
     cosines = torch.nn.functional.normalize(tokens.double())
     cosines = (cosines @ cosines.T).clamp(min=0)
     best, moved = torch.zeros(256).double(), 0
@@ -437,13 +413,22 @@ FAULTS = {
         "if True:\n                cosine",
     ),
     (greedy, "sum for mean"): ("else top / count", "else top"),
-    (greedy, "seeds by row"): ("first_seed + step).to(tl.int32)", "first_seed + step).to(tl.int32) * 0"),
-    (greedy, "picks of the first segment"): ("tl.load(offsets_ptr + segment)", "tl.load(offsets_ptr)"),
+    (greedy, "one seed for all"): (
+        "pick = tl.load(seeds_ptr + step).to(tl.int32)\n        else:\n            top, pick = _largest(",
+        "pick = tl.load(seeds_ptr).to(tl.int32)\n        else:\n            top, pick = _largest(",
+    ),
+    (greedy, "picks of the first segment"): (
+        "first_pick = tl.load(offsets_ptr + segment)\n    first_seed",
+        "first_pick = tl.load(offsets_ptr)\n    first_seed",
+    ),
     (recomputed, "gains as they were"): ("gain -= tl.sum(handed, 0).to(tl.int64)", "gain -= 0"),
     (recomputed, "list not emptied"): ("tl.store(last_ptr + 1, 0)", "pass"),
     (recomputed, "best forgets"): ("tl.maximum(best, similarity))", "similarity)"),
     (recomputed, "picks not counted"): ("tl.load(count_ptr) + tl.load", "tl.load"),
-    (recomputed, "origin of the first segment"): ("origin_ptr += segment * stride_origin_g", "pass"),
+    (recomputed, "origin of the first segment"): (
+        "origin_ptr += (first + slot) * stride_origin_g\n    own =",
+        "pass\n    own =",
+    ),
     (recomputed, "scales of others"): (
         "(product, row_scale, scale, True)",
         "(product, scale, row_scale, True)",
@@ -451,33 +436,28 @@ FAULTS = {
 }
 
 
-#: The kernel that a fault is in, the objectives and the workspace that it is looked for with.
-CHECKS = {
-    greedy: ("_greedy_kernel", OBJECTIVES, 2**25),
-    recomputed: ("_recomputed_kernel", ("coverage", "max_mean"), 0),
-}
+#: The objectives and the workspace that a fault is looked for with.
+CHECKS = {greedy: (OBJECTIVES, 2**25), recomputed: (("coverage", "max_mean"), 0)}
 
 
 @pytest.mark.parametrize(
     "fault", FAULTS, ids=lambda fault: f"{fault[0].__name__.rpartition('.')[2]}: {fault[1]}"
 )
 def test_a_fault_is_seen(fault, monkeypatch, tmp_path):
-    module = fault[0]
-    kernel, *check = CHECKS[module]
-    monkeypatch.setattr(module, kernel, getattr(mutant(module, *FAULTS[fault], tmp_path), kernel))
+    plant(monkeypatch, fault[0], *FAULTS[fault], tmp_path)
     with pytest.raises((AssertionError, IndexError)):
-        selections(*check)
+        selections(*CHECKS[fault[0]])
 
 
 @pytest.mark.parametrize("module", CHECKS, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_selections_without_a_fault_pass(module):
-    selections(*CHECKS[module][1:])
+    selections(*CHECKS[module])
 
 
 #: Barriers that nothing else stands in for; others are doubled by those that sums across warps bring along.
 BARRIERS = {
-    "coverage": "tl.store(state_ptr + pick, TAKEN)\n                tl.debug_barrier()\n",
-    "max_min": "if tl.load(scale_ptr + pick) > 0:\n                    tl.debug_barrier()\n",
+    "coverage": "tl.store(state_ptr + pick, TAKEN)\n            tl.debug_barrier()\n",
+    "max_min": "if tl.load(scale_ptr + pick) > 0:\n                tl.debug_barrier()\n",
 }
 
 
@@ -485,9 +465,7 @@ BARRIERS = {
 def test_a_missing_barrier_is_seen(objective, snippet, monkeypatch, tmp_path):
     from tests.ptxsim import GlobalRace
 
-    copy = mutant(greedy, snippet, snippet.replace("tl.debug_barrier()", "pass"), tmp_path)
-    monkeypatch.setattr(greedy, "SIZE_CLASSES", (FORMS["streamed"],))
-    monkeypatch.setattr(greedy, "_greedy_kernel", copy._greedy_kernel)
-    compiled(monkeypatch, torch.float16)
-    with pytest.raises(GlobalRace):
+    plant(monkeypatch, greedy, snippet, snippet.replace("tl.debug_barrier()", "pass"), tmp_path)
+    use(monkeypatch, FORMS["streamed"])
+    with pytest.raises(GlobalRace), simulated():
         select(make_tokens("noise", 70, 70, dtype=torch.float16), [0, 70], [3], objective)

@@ -7,7 +7,7 @@ import torch
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES
-from tests.kernel_harness import SENTINEL, guarded, mutant, simulated
+from tests.kernel_harness import SENTINEL, guarded, plant, simulated
 from tests.ptxsim import ExecutionFault
 from trimtok_fast.backends import triton as triton_backend
 from trimtok_fast.kernels import pareto
@@ -87,7 +87,7 @@ def test_boundaries_on_the_device_may_end_early():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_compiled_code(dtype):
-    with simulated(pareto, target="sm_80"):
+    with simulated():
         check_fronts(*points(3 * BLOCK + 5, 12, dtype), [0, 1, BLOCK, BLOCK, 3 * BLOCK + 5])
 
 
@@ -114,16 +114,14 @@ def test_nothing_is_written_beside_a_segment():
     ],
 )
 def test_a_planted_fault_is_caught(old, new, monkeypatch, tmp_path):
-    faulty = mutant(pareto, old, new, tmp_path)
-    monkeypatch.setattr(triton_backend, "pareto_launch", faulty.pareto_launch)
-    with pytest.raises((AssertionError, ExecutionFault)), simulated(faulty):
+    plant(monkeypatch, pareto, old, new, tmp_path)
+    with pytest.raises((AssertionError, ExecutionFault)), simulated():
         check_fronts(*points(4 * BLOCK, 12), [0, 30, 4 * BLOCK])
         check_fronts(torch.arange(3.0 * BLOCK), torch.arange(3.0 * BLOCK), [0, 3 * BLOCK])
 
 
 def test_a_missing_barrier_is_caught(monkeypatch, tmp_path):
     barrier = "tl.debug_barrier()  # before they are replaced, and sees the new ones in the next tile"
-    faulty = mutant(pareto, barrier, "pass", tmp_path)
-    monkeypatch.setattr(triton_backend, "pareto_launch", faulty.pareto_launch)
-    with pytest.raises((AssertionError, ExecutionFault)), simulated(faulty):
+    plant(monkeypatch, pareto, barrier, "pass", tmp_path)
+    with pytest.raises((AssertionError, ExecutionFault)), simulated():
         check_fronts(*points(4 * BLOCK, 12), [0, 4 * BLOCK])

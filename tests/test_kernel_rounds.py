@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,13 +13,14 @@ from PIL import Image
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
-from tests import ptxsim, test_greedy
+from tests import test_greedy
+from tests.kernel_harness import launched, plant, simulated
+from tests.ptxsim import GlobalRace
 from tests.test_greedy import check_selection
 from trimtok_fast import ops
 from trimtok_fast.backends import triton_rounds
-from trimtok_fast.kernels import rounds as kernel
+from trimtok_fast.kernels import absorb, common, nominate, rounds, rounds_common
 
-KERNELS = [name for name in vars(kernel) if name.endswith("_kernel")]
 DEGENERATE = [name for name in vars(test_greedy.TestDegenerate) if name.startswith("test_")]
 
 
@@ -71,6 +69,14 @@ def test_rounds_make_the_textbooks_picks_at_every_shape(count, width, dtype):
 def test_rounds_make_the_textbooks_picks_on_structured_tokens(kind, offset):
     tokens = make_tokens(kind, 400, 48, offset=offset)
     check_selection(tokens, [0, 400], [90], "max_min", origin=tokens.double().mean(0, keepdim=True).float())
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e16])
+def test_norms_that_are_not_given_are_right_at_every_scale(scale):
+    tokens = make_tokens("noise", 60, 24)
+    plain, scaled = (greedy_select(x, [0, 60], [20]) for x in (tokens, tokens * scale))
+    assert torch.equal(plain[0], scaled[0])
+    torch.testing.assert_close(plain[1], scaled[1], rtol=1e-5, atol=1e-6)
 
 
 def test_ragged_segments_rows_and_seeds_together():
@@ -166,14 +172,14 @@ def test_loose_bounds_and_spare_rows_change_nothing():
     assert loose[0][16:].tolist() == [-1] * 4 and loose[1][16:].isnan().all()
 
 
-@pytest.mark.parametrize("rounds", [0, 2])
-def test_the_finisher_does_what_the_rounds_have_left(rounds, monkeypatch):
+@pytest.mark.parametrize("planned", [0, 2])
+def test_the_finisher_does_what_the_rounds_have_left(planned, monkeypatch):
     tokens = make_tokens("photo-like", 90, 24)
     tokens[5:15] = tokens[4]
     tokens[31:36] = 0
     options = {"seeds": [35, 7, 81], "cu_seeds": [0, 2, 3]}
     expected = greedy_select(tokens, [0, 80, 90], [70, 4], **options)
-    monkeypatch.setattr(kernel, "planned_rounds", lambda *sizes: rounds)
+    monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: planned)
     found = greedy_select(tokens, [0, 80, 90], [70, 4], **options)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-6)
@@ -203,7 +209,7 @@ def test_nothing_is_written_around_the_workspaces_and_all_that_is_read_was_writt
 
 def emulate(unit, budget, candidates):
     """The accepted picks of every round, by the kernels' rule, with numpy for the scans."""
-    size, group, keep = len(unit), kernel.GROUP.value, kernel.KEEP.value
+    size, group, keep = len(unit), rounds_common.GROUP.value, rounds_common.KEEP.value
     groups = -(-size // group)
     value = np.where(unit.norm(dim=1) > 0, np.inf, 0.0).astype(np.float32)
     first = int((unit @ unit.double().sum(0).float()).argmax())
@@ -252,21 +258,17 @@ def columns_of(accepted):
     return done
 
 
-def test_the_emulated_rounds_are_the_kernels(monkeypatch):
+def test_the_emulated_rounds_are_the_kernels():
     tokens = make_tokens("photo-like", 600, 24)
     seen = []
 
-    class Watched:
-        def __getitem__(self, grid):
-            def launch(**options):
-                launched[grid](**options)
-                seen.append(int(options["state_ptr"][0, kernel.ACCEPTED.value]))
+    def watch(launch):
+        launch.interpret()
+        if launch.name == "nominate":
+            seen.append(int(launch.options["state_ptr"][0, rounds_common.ACCEPTED.value]))
 
-            return launch
-
-    launched = kernel._nominate_kernel
-    monkeypatch.setattr(kernel, "_nominate_kernel", Watched())
-    indices, _ = greedy_select(tokens, [0, 600], [200], candidates=32)
+    with launched(watch):
+        indices, _ = greedy_select(tokens, [0, 600], [200], candidates=32)
     picks, accepted = emulate(tokens / tokens.norm(dim=1, keepdim=True), 200, 32)
     assert indices.tolist() == picks
     # The last round's picks need not be absorbed.
@@ -286,7 +288,7 @@ def test_work_on_photographs():
     assert sum(accepted) == 5734
     assert len(accepted) <= 80
     assert sum(map(columns_of, accepted)) <= 1.25 * 5734
-    assert len(accepted) <= kernel.planned_rounds(5734, len(tokens), 0, 128)
+    assert len(accepted) <= rounds.planned_rounds(5734, len(tokens), 0, 128)
 
 
 @pytest.mark.parametrize("accepted", range(1, 129))
@@ -297,23 +299,6 @@ def test_columns_are_rounded_up_to_16(accepted):
 # --- the compiled code, on the CPU -------------------------------------------------------------------------
 
 
-class Simulated:
-    """A kernel whose launches run its PTX."""
-
-    def __init__(self, jit_kernel):
-        self.kernel = jit_kernel
-
-    def __getitem__(self, grid):
-        return lambda **options: ptxsim.execute(self.kernel, grid, target="sm_80", profile=False, **options)
-
-
-def simulate(monkeypatch, module):
-    for name in KERNELS:
-        monkeypatch.setattr(module, name, Simulated(getattr(module, name)))
-    monkeypatch.setattr(triton_rounds, "product_type", lambda tokens: (tokens.dtype, "tf32x3"))
-    monkeypatch.setattr(module, "planned_rounds", lambda *sizes: 3)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_whole_selection_as_ptx(dtype, monkeypatch):
     tokens = make_tokens("clusters", 200, 40, dtype=dtype)
@@ -321,25 +306,12 @@ def test_a_whole_selection_as_ptx(dtype, monkeypatch):
     tokens[20:30] = tokens[19].clone()
     seeds = {"seeds": torch.tensor([3, 11]), "cu_seeds": [0, 2, 2]}
     origin = tokens.float().mean(0).repeat(2, 1)
-    simulate(monkeypatch, kernel)
-    check_selection(tokens, [0, 140, 200], [30, 12], "max_min", origin=origin, **seeds)
+    monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: 3)
+    with simulated():
+        check_selection(tokens, [0, 140, 200], [30, 12], "max_min", origin=origin, **seeds)
 
 
 # --- planted faults ----------------------------------------------------------------------------------------
-
-
-def plant(monkeypatch, tmp_path, old, new):
-    """Make the backend launch kernels whose source has one snippet replaced."""
-    source = Path(kernel.__file__).read_text()
-    assert source.count(old) == 1, f"{source.count(old)} times {old!r}"
-    file = tmp_path / "planted.py"
-    file.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location(f"planted_{tmp_path.name}", file)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(triton_rounds, "kernel", module)
-    return module
 
 
 def small(candidates=6, count=150):
@@ -365,38 +337,39 @@ def copies():
 
 
 FAULTS = {
-    "ties with the bar won": (ties, "position < _position(bar)", "position < LAST"),
+    "ties with the bar won": (ties, nominate, "position < position_of(bar)", "position < LAST"),
     "groups hold back without a bound": (
         partial(small, 128),
+        nominate,
         "offs % KEEP == KEEP - 1, key - 1",
         "offs < 0, key - 1",
     ),
     "no bound on what is no candidate": (
         partial(small, 5, 500),
+        nominate,
         "tl.where(key <= cut, key, NO_KEY)",
         "tl.minimum(key, NO_KEY)",
     ),
-    "columns rounded down": (small, "(32 if halving == 0 else 16)", "1"),
-    "candidates blind to each other": (small, "tl.minimum(key, _key(distance, offs))", "key"),
-    "picks compete again": (small, "NO_KEY, tl.minimum(key", "key, tl.minimum(key"),
-    "stride of the channels": (strides, "offs_d[None, :] * stride_tokens_d", "offs_d[None, :]"),
-    "copies apart": (copies, "distance < ZERO_DISTANCE", "distance < 0"),
+    "columns rounded down": (small, absorb, "(32 if halving == 0 else 16)", "1"),
+    "candidates blind to each other": (small, nominate, "tl.minimum(key, key_of(distance, offs))", "key"),
+    "picks compete again": (small, nominate, "NO_KEY, tl.minimum(key", "key, tl.minimum(key"),
+    "stride of the channels": (strides, common, "offs_d[None, :].to(tl.int64) * stride_d", "offs_d[None, :]"),
+    "copies apart": (copies, rounds_common, "distance < ZERO_DISTANCE", "distance < 0"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault, monkeypatch, tmp_path):
-    check, old, new = FAULTS[fault]
+    check, *change = FAULTS[fault]
     check()
-    plant(monkeypatch, tmp_path, old, new)
+    plant(monkeypatch, *change, tmp_path)
     with pytest.raises(AssertionError):
         check()
 
 
 def test_a_missing_barrier_is_a_race(monkeypatch, tmp_path):
     guard = "    if number > 0:\n        tl.debug_barrier()\n"
-    module = plant(monkeypatch, tmp_path, guard, guard.replace("tl.debug_barrier()", "pass"))
-    monkeypatch.setattr(module, "_nominate_kernel", Simulated(module._nominate_kernel))
+    plant(monkeypatch, nominate, guard, guard.replace("tl.debug_barrier()", "pass"), tmp_path)
     tokens = make_tokens("clusters", 150, 40, dtype=torch.float16)
-    with pytest.raises(ptxsim.GlobalRace):
+    with pytest.raises(GlobalRace), simulated():
         greedy_select(tokens, [0, 150], [30])

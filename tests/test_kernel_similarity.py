@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.workloads import DTYPES, SHAPES, make_tokens
-from tests.kernel_harness import Recorder, awkward, mutant
+from tests.kernel_harness import awkward, plant, simulated
 from trimtok_fast.backends import reference
 from trimtok_fast.backends import triton_greedy as backend
-from trimtok_fast.kernels import directions, similarity
+from trimtok_fast.kernels import common, directions, similarity
 
 #: Of a cosine: what the rounding of directions to 16 bits, or of sums to fp32, may do.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-3}
-SENTINEL = {torch.int16: -9999, torch.int32: -99999999}
+SENTINEL = {torch.int16: -9999, torch.int32: -99999999, torch.int64: -99999999}
 
 
 def similarities(
@@ -37,7 +39,7 @@ def similarities(
         tokens=tokens,
         origin=origin,
         inverse_norm=inverse_norm,
-        rows=rows,
+        rows=torch.arange(len(tokens)) if rows is None else rows,
         **group,
     )
     similarity.similarity_launch(
@@ -58,8 +60,8 @@ def similarities(
 
 def of_slot(work, form, slot, size):
     """A segment's matrix, whole with what fills it up, and its column sums."""
-    rows = backend.slot_rows_of(size, form)
-    tiles = rows * work.partial.shape[1] // work.partial.shape[2]
+    rows = -(-size // similarity.PAD.value) * similarity.PAD.value
+    tiles = backend.slot_rows_of(size, form) * work.partial.shape[1] // work.partial.shape[2]
     matrix = work.matrix[slot].flatten()[: rows * rows].view(rows, rows)
     return matrix, work.partial[slot].flatten()[: tiles * rows].view(tiles, rows).long().sum(0)
 
@@ -159,37 +161,49 @@ def test_segments_of_other_classes_are_left_alone():
     assert (of_slot(work, form, 1, 140)[0][:140, :140].diagonal() == form.unit).all()
 
 
-def on_the_simulator(kernel, grid, arguments, options, target="sm_80"):
-    """Execute the PTX of a launch, with checks for races and bounds."""
-    from tests.ptxsim import execute
-
-    execute(kernel, grid, *arguments, target=target, **options)
-
-
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("objective", ["coverage", "max_min"])
-def test_the_compiled_code_is_right_and_free_of_races(objective, dtype, monkeypatch):
-    for module, name in ((directions, "_directions_kernel"), (similarity, "_similarity_kernel")):
-        monkeypatch.setattr(module, name, Recorder(getattr(module, name), on_the_simulator))
+def test_the_compiled_code_is_right_and_free_of_races(objective, dtype):
     tokens = make_tokens("clusters", 170, 90, offset=1.0, dtype=dtype)
     tokens[7] = 0
     tokens[150] = tokens[20]
     origin = tokens.double().mean(0, keepdim=True).float().repeat(2, 1)
     precision = "tf32x3" if dtype == torch.float32 else "ieee"
-    check_similarities(tokens, [0, 31, 170], objective, origin, precision=precision)
+    with simulated():
+        check_similarities(tokens, [0, 31, 170], objective, origin, precision=precision)
+
+
+@pytest.mark.parametrize("size", [577, pytest.param(784, marks=pytest.mark.slow)])
+def test_the_compiled_code_does_little_more_than_half_the_products(size):
+    """The multiply-adds that its matrix instructions do, those of the padding too: 0.6 m² d at most."""
+    tokens = make_tokens("noise", size, 64, dtype=torch.float16)
+    with simulated(races="record") as reports:
+        work, form = similarities(tokens, [0, size], "coverage")
+    shapes = re.compile(r"mma\..*\.m(\d+)n(\d+)k(\d+)\.")
+    done = 0
+    for name, count in reports[-1].instructions.items():
+        if found := shapes.match(name):
+            done += count * math.prod(map(int, found.groups()))
+    assert done == similarity.traffic((size,), form.width, form.directions, form.matrix).products
+    assert 0.5 * size**2 * 64 < done <= 0.6 * size**2 * 64
 
 
 FAULTS = {
-    "mirror not transposed": ("tl.trans(stored))", "stored)"),
+    "mirror not transposed": ("tl.trans(stored))", "(tl.trans(stored) if BLOCK_N != BLOCK_M else stored))"),
     "diagonal tile counted twice": (
-        "tl.sum(units, 0))",
-        "tl.sum(units, 0) * tl.where(row_tile == column_tile, 2, 1))",
+        "return total + tl.sum(units, 1)",
+        "return total + tl.sum(units, 1) * tl.where(row_tile == column_tile, 2, 1)",
     ),
-    "last block of channels lost": ("range(0, WIDTH, BLOCK_D)", "range(0, WIDTH - BLOCK_D, BLOCK_D)"),
+    "last block of channels lost": ("range(0, width, BLOCK_D)", "range(0, width - BLOCK_D, BLOCK_D)"),
     "negative similarities": ("0.0 if COVERAGE else -1.0", "-1.0"),
     "duplicates almost 1": ("cosine > DUPLICATE", "cosine > 2.0"),
-    "sums of the rows only": ("+ rows, tl.sum(units, 1))", "+ rows, tl.sum(units, 0))"),
-    "wrong tile of the triangle": ("index - row_tile * (row_tile + 1)", "index - row_tile * (row_tile - 1)"),
+    "sums of the rows only": ("+ columns, tl.sum(units, 0))", "+ columns, tl.sum(units, 1))"),
+    "wrong tile of the triangle": (
+        "index - column_tile * (column_tile + 1)",
+        "index - column_tile * (column_tile - 1)",
+    ),
+    "last block of columns lost": ("if rest >= BLOCK_M", "if rest > BLOCK_M"),
+    "last columns stored as if whole": ("tl.cdiv(size, PAD) * PAD", "tl.cdiv(size, BLOCK_M) * BLOCK_M"),
 }
 
 
@@ -199,37 +213,42 @@ def test_a_fault_in_similarity_is_seen(old, new, monkeypatch, tmp_path):
     duplicates = partial(
         test_duplicates_zeros_and_what_is_not_finite, objective="max_min", dtype=torch.float32
     )
-    monkeypatch.setattr(
-        similarity, "_similarity_kernel", mutant(similarity, old, new, tmp_path)._similarity_kernel
-    )
+    plant(monkeypatch, similarity, old, new, tmp_path)
     with pytest.raises(AssertionError):
         check()
         duplicates()
 
 
 DIRECTION_FAULTS = {
-    "rows by position": ("token = tl.load(rows_ptr + token, mask=mask_m, other=0)", "pass"),
+    "rows by position": ("tl.load(rows_ptr + start + offs_m, mask=mask_m, other=0)", "start + offs_m"),
     "origin of the first segment": ("origin_ptr += segment * stride_origin_g", "pass"),
     "origin of the padding": (
-        "return tl.where((inverse > 0)[:, None], x * inverse[:, None], 0.0)",
-        "return (x * tl.where(inverse > 0, inverse, 1.0)[:, None])",
-    ),
-    "stride of the channels": (
-        "offs_d[None, :] * stride_tokens_d, mask=mask, other=0.0)\n    x = ",
-        "offs_d[None, :], mask=mask, other=0.0)\n    x = ",
-    ),
-    "channels past the last": (
-        "mask = mask_m[:, None] & (offs_d < D)[None, :]\n    from_row",
-        "mask = mask_m[:, None] & (offs_d >= 0)[None, :]\n    from_row",
+        "return tl.where((inverse > 0)[:, None], centred * inverse[:, None], 0.0)",
+        "return (centred * tl.where(inverse > 0, inverse, 1.0)[:, None])",
     ),
 }
 
 
-@pytest.mark.parametrize(("old", "new"), DIRECTION_FAULTS.values(), ids=DIRECTION_FAULTS)
-def test_a_fault_in_directions_is_seen(old, new, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        directions, "_directions_kernel", mutant(directions, old, new, tmp_path)._directions_kernel
-    )
+BLOCK_FAULTS = {
+    "stride of the channels": ("offs_d[None, :].to(tl.int64) * stride_d", "offs_d[None, :]"),
+    "channels past the last": (
+        "mask_m[:, None] & (offs_d < D)[None, :], other=0.0)\n",
+        "mask_m[:, None] & (offs_d >= 0)[None, :], other=0.0)\n",
+    ),
+    "origin added": ("x - origin.to", "x + origin.to"),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        pytest.param(module, *fault, id=name)
+        for module, faults in ((directions, DIRECTION_FAULTS), (common, BLOCK_FAULTS))
+        for name, fault in faults.items()
+    ],
+)
+def test_a_fault_in_directions_is_seen(module, old, new, monkeypatch, tmp_path):
+    plant(monkeypatch, module, old, new, tmp_path)
     with pytest.raises(AssertionError):
         test_ragged_segments_of_rows_about_origins("coverage", torch.float32)
         test_duplicates_zeros_and_what_is_not_finite("coverage", torch.float32)

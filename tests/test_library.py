@@ -25,7 +25,8 @@ def assert_same(found, expected):
 
 
 OPS = torch.ops.trimtok_fast
-SELECTION = (TOKENS, CU_TOKENS, torch.tensor([3, 2, 4]), "coverage", None, None, None, None, None)
+BUDGETS = torch.tensor([3, 2, 4])
+SELECTION = (TOKENS, CU_TOKENS, BUDGETS, "coverage", None, None, None, None, None)
 # Without a NaN in what they return: opcheck takes two of them for a difference.
 CALLS = {
     "token_statistics": (
@@ -38,6 +39,11 @@ CALLS = {
     ),
     "greedy_select": (OPS.greedy_select, (*SELECTION, 9, 128, 2**20, "torch")),
     "greedy_select of unknown size": (OPS.greedy_select, (*SELECTION, None, 128, 2**20, "torch")),
+    "dpp_select": (OPS.dpp_select, (TOKENS, CU_TOKENS, BUDGETS, None, None, 9, 128, "torch")),
+    "dpp_select of unknown size": (
+        OPS.dpp_select,
+        (TOKENS.half(), CU_TOKENS, BUDGETS, TOKENS[:, 0].abs(), TOKENS.norm(dim=1), None, 128, "torch"),
+    ),
     "pareto_front": (OPS.pareto_front, (TOKENS[:, 0], TOKENS[:, 1], CU_TOKENS, "torch")),
     "gather_tokens": (OPS.gather_tokens, (TOKENS.clone().requires_grad_(), torch.tensor([3, 3, 0]), "torch")),
 }
@@ -73,6 +79,18 @@ def test_greedy_select_compiles_whole(budgets, total):
 
     def run(tokens):
         return tt.greedy_select(tokens, CU_TOKENS, budgets, seeds=[2], cu_seeds=[0, 1, 1, 1], total=total)
+
+    for found, expected in zip(compiled(run)(TOKENS), run(TOKENS), strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("budgets", [[3, 0, 4], torch.tensor([3, 0, 4])], ids=["on the host", "a tensor"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_dpp_select_compiles_whole(backend, budgets):
+    def run(tokens):
+        picks, left = tt.dpp_select(tokens, CU_TOKENS, budgets, relevance=tokens[:, 0].abs(), backend=backend)
+        return picks + 1, left
 
     for found, expected in zip(compiled(run)(TOKENS), run(TOKENS), strict=True):
         assert_same(found, expected)

@@ -7,7 +7,7 @@ import torch
 
 import trimtok_fast as tt
 from benchmarks.workloads import make_tokens
-from tests.simulated import simulated, without_each_barrier
+from tests.kernel_harness import simulated, without_each_barrier
 
 TOKENS = {
     name: make_tokens("photo-like", 70, 64, dtype=getattr(torch, name)) for name in ("float32", "bfloat16")
@@ -21,7 +21,7 @@ def test_prune_as_ptx_keeps_what_the_textbook_keeps(dtype):
     with simulated() as reports:
         out = tt.prune(tokens, [0, 20, 41, 70], [0, 2, 3], backend="triton", **arguments)
     wanted = tt.prune(tokens, [0, 20, 41, 70], [0, 2, 3], backend="reference", **arguments)
-    assert {report.kernel for report in reports} >= {"_sums_kernel", "_greedy_kernel", "_pareto_kernel"}
+    assert {report.kernel for report in reports} >= {"_sums_kernel", "_fused_kernel", "_pareto_kernel"}
     assert torch.equal(out.indices, wanted.indices)
     assert torch.equal(out.front, wanted.front)
 
@@ -36,7 +36,7 @@ def test_selection_past_the_workspace_as_ptx(objective):
         picks, _ = tt.greedy_select(
             tokens, [0, 33, 70], [6, 9], workspace_bytes=0, backend="triton", **arguments
         )
-    assert not {"_similarity_kernel", "_greedy_kernel"} & {report.kernel for report in reports}
+    assert not {"_similarity_kernel", "_fused_kernel"} & {report.kernel for report in reports}
     assert torch.equal(picks, tt.greedy_select(tokens, [0, 33, 70], [6, 9], **arguments)[0])
 
 
@@ -50,5 +50,5 @@ def test_greedy_without_one_of_its_barriers_is_caught(objective):
         picks, _ = tt.greedy_select(tokens, [0, 40], [8], objective=objective, backend="triton")
         assert torch.equal(picks, wanted)
 
-    reports = without_each_barrier(launch, "_greedy_kernel")
+    reports = without_each_barrier(launch, "fused")
     assert {"GlobalRace", "SharedRace"} & set(reports), reports

@@ -197,17 +197,38 @@ def gpu_target(target: str):
     raise ValueError(f"target must look like sm_80 or gfx942, got {target!r}")
 
 
+def specialization_of(kernel: Any, *args: Any, target: str = "sm_80", **kwargs: Any) -> str:
+    """What tells a launch's compiled code from another's of the same kernel; compiles nothing.
+
+    Tensors may be fake ones. Not under TRITON_INTERPRET=1.
+    """
+    names = list(kernel.signature.parameters)
+    named = {k: describe_argument(v) for k, v in kwargs.items() if k in names}
+    options = {k: v for k, v in kwargs.items() if k not in names}
+    request = Request(reference_to(kernel), [describe_argument(a) for a in args], named, target, options)
+    _, _, specialization, _ = bind(request, kernel)
+    return f"{specialization} {sorted(options.items())}"
+
+
+def bind(request: Request, kernel: Any) -> tuple[Any, Any, Any, Any]:
+    """The backend, and what Triton's own binder makes of the arguments."""
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(gpu_target(request.target))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    keywords = {**{k: restore(v) for k, v in request.named.items()}, **request.options}
+    return backend, *binder(*[restore(a) for a in request.positional], **keywords)
+
+
 def compile_request(request: Request, kernel: Any) -> CompiledCode:
     """Bind, specialise and compile, with the functions that a launch uses."""
     import triton
-    from triton.compiler import ASTSource, make_backend
-    from triton.runtime.jit import create_function_from_signature
+    from triton.compiler import ASTSource
 
     target = gpu_target(request.target)
-    backend = make_backend(target)
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    backend, bound, specialization, _ = bind(request, kernel)
     keywords = {**{k: restore(v) for k, v in request.named.items()}, **request.options}
-    bound, specialization, _ = binder(*[restore(a) for a in request.positional], **keywords)
     if any(isinstance(value, tuple) for value in bound.values()):
         raise TypeError("tuple arguments are not supported")
     options, signature, constants, attributes = kernel._pack_args(

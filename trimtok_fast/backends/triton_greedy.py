@@ -50,8 +50,8 @@ class Workspace(NamedTuple):
     scale: Tensor
     matrix: Tensor
     partial: Tensor
+    state: Tensor
     moved: Tensor | None
-    state: Tensor | None
     best: Tensor | None
 
 
@@ -103,7 +103,7 @@ def allocate(tokens: Tensor, slots: int, size: int, form: Form, objective: str) 
     """The workspace of one group."""
     rows = slot_rows_of(size, form)
     tiles = rows // directions.launch_config(form.directions).block_m
-    coverage, streamed = objective == "coverage", greedy.launch_config(size).streamed
+    coverage = objective == "coverage"
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(slots, *shape, dtype=dtype, device=tokens.device)
@@ -113,9 +113,9 @@ def allocate(tokens: Tensor, slots: int, size: int, form: Form, objective: str) 
         scale=empty(rows, dtype=torch.float32),
         matrix=empty(rows, rows, dtype=form.matrix),
         partial=empty(tiles, rows, dtype=torch.int32),
+        state=empty(rows, dtype=torch.int64 if coverage else torch.float32),
         moved=empty(3, rows, dtype=torch.int32) if coverage else None,
-        state=empty(rows, dtype=torch.int64 if coverage else torch.float32) if streamed else None,
-        best=empty(rows, dtype=torch.int32) if streamed and coverage else None,
+        best=empty(rows, dtype=torch.int32) if coverage else None,
     )
 
 
@@ -167,7 +167,7 @@ def select_stored(
     device = tokens.device
     indices = torch.full((total,), -1, dtype=torch.int64, device=device)
     gain = torch.full((total,), float("nan"), dtype=torch.float32, device=device)
-    rows, places = _sort_rows(rows, cu_segments, seeds, cu_seeds, len(tokens))
+    ordered, places = _sort_rows(rows, cu_segments, seeds, cu_seeds, len(tokens))
     form = form_of(tokens, objective)
     bound = bound if lengths is None else max(lengths, default=0)
     stored = largest_stored(form, bound, workspace_bytes)
@@ -176,7 +176,7 @@ def select_stored(
         cu_segments=cu_segments,
         origin=origin,
         inverse_norm=inverse_norm,
-        rows=rows,
+        rows=ordered,
         input_precision=input_precision(tokens),
     )
     greedily: dict[str, Any] = dict(
@@ -212,14 +212,16 @@ def _over_stored(
     common: dict[str, Any],
     greedily: dict[str, Any],
 ) -> None:
-    """One group: similarities, then picks by the launches of those classes that the sizes are of."""
-    present = {greedy.launch_config(n) for n in sizes}
-    kinds = [kind for kind in greedy.SIZE_CLASSES if kind in present]
+    """One group: similarities and picks, by the launches that its sizes need."""
     work = allocate(common["tokens"], slots, size, form, greedily["objective"])
-    staged = [kind for kind in kinds if not kind.fused]
-    if staged:
-        group = dict(first=first, above=_above(staged[0]), cu_segments=common["cu_segments"])
-        group["input_precision"] = common["input_precision"]
+    fused = greedy.launch_config().fused
+    one_launch = {"directions", "scale", "matrix", "partial", "moved"}
+    if any(n <= fused for n in sizes):
+        slot = {name: getattr(work, name) for name in one_launch}
+        greedy.fused_launch(indices, gain, **slot, first=first, **common, **greedily)
+    if any(n > fused for n in sizes):
+        group = dict(first=first, above=fused, cu_segments=common["cu_segments"])
+        precision = common["input_precision"]
         directions.directions_launch(work.directions, work.scale, **{**common, **group})
         similarity.similarity_launch(
             work.matrix,
@@ -228,20 +230,10 @@ def _over_stored(
             scale=work.scale,
             unit=form.unit,
             coverage=greedily["objective"] == "coverage",
+            input_precision=precision,
             **group,
         )
-    for kind in kinds:
-        greedy.greedy_launch(
-            indices,
-            gain,
-            **work._asdict(),
-            first=first,
-            above=_above(kind),
-            largest=min(kind.largest or size, size),
-            kind=kind,
-            **common,
-            **greedily,
-        )
+        greedy.staged_launch(indices, gain, **work._asdict(), rows=common["rows"], **group, **greedily)
 
 
 def _recomputed(
@@ -277,19 +269,14 @@ def _recomputed(
     )
 
 
-def _above(kind: greedy.SizeClass) -> int:
-    """The largest size of the classes before this one."""
-    position = greedy.SIZE_CLASSES.index(kind)
-    return 0 if position == 0 else greedy.SIZE_CLASSES[position - 1].largest or 0
-
-
 def _sort_rows(
     rows: Tensor | None, cu_segments: Tensor, seeds: Tensor, cu_seeds: Tensor, count: int
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The rows ascending within each segment, so that ties go to the lowest; the seeds' places in theirs."""
     seeded = torch.searchsorted(cu_seeds[1:], torch.arange(len(seeds), device=seeds.device), right=True)
     if rows is None:
-        return None, seeds - cu_segments[seeded]
+        # All rows, written out: kernels with rows and without would be two.
+        return torch.arange(count, device=seeds.device), seeds - cu_segments[seeded]
     owner = torch.searchsorted(cu_segments[1:], torch.arange(len(rows), device=rows.device), right=True)
     # One number a row sorts by segment first; rows that are not used belong to a segment after the last.
     keys = (owner * count + rows.clamp(min=0)).sort().values

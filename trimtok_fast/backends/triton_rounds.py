@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trimtok_fast.kernels import common
-from trimtok_fast.kernels import rounds as kernel
+from trimtok_fast.kernels import common, rounds
+from trimtok_fast.kernels.rounds_common import BLOCK_M, CANDIDATES, GROUP, KEEP, STATE
 
 
 def select_in_rounds(
@@ -67,13 +67,13 @@ def select_in_rounds(
     if rows is not None:
         keys = keys.sort().values
     ordered = keys - _owner(cu_segments, size) * len(tokens)
-    cu_tiles = _running_total((cu_segments.diff() + (kernel.BLOCK_M.value - 1)) // kernel.BLOCK_M.value)
-    tiles = kernel.tile_count(size, segments, bound)
-    slots, group = kernel.CANDIDATES.value, kernel.GROUP.value
+    block_m, slots = BLOCK_M.value, CANDIDATES.value
+    cu_tiles = _running_total((cu_segments.diff() + (block_m - 1)) // block_m)
+    tiles = rounds.tile_count(size, segments, bound)
     limit = min(candidates, slots)
     empty = partial(_empty, device)
     dtype, input_precision = product_type(tokens)
-    kernel.rounds_launch(
+    rounds.rounds_launch(
         picks,
         gain,
         tokens=tokens,
@@ -93,8 +93,8 @@ def select_in_rounds(
         part=empty(tiles, width),
         total=empty(segments, width),
         typical=empty(tiles, dtype=torch.int64),
-        best=empty(tiles, kernel.BLOCK_M.value // group, kernel.KEEP.value, dtype=torch.int64),
-        state=empty(segments, kernel.STATE.value, dtype=torch.int64),
+        best=empty(tiles, block_m // GROUP.value, KEEP.value, dtype=torch.int64),
+        state=empty(segments, STATE.value, dtype=torch.int64),
         scratch=empty(segments, slots, dtype=torch.int32),
         candidates=empty(segments, slots, dtype=torch.int32),
         candidate_scale=empty(segments, slots),
@@ -103,7 +103,7 @@ def select_in_rounds(
         column_scale=empty(segments, slots),
         slots=empty(segments, slots, dtype=torch.int32),
         limit=limit,
-        rounds=kernel.planned_rounds(total, bound, len(seeds), limit),
+        rounds=rounds.planned_rounds(total, bound, len(seeds), limit),
         input_precision=input_precision,
     )
     return torch.where(picks < 0, -1, ordered[picks.clamp(min=0)]), gain

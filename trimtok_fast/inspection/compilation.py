@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from triton.runtime import JITFunction, driver
 
 from trimtok_fast.errors import BackendUnavailableError
 from trimtok_fast.inspection.devices import Target
+from trimtok_fast.kernels import common
 
 #: Mnemonics of the matrix units.
 MATRIX = re.compile(r"HMMA|HGMMA|UTC\w*MMA|IMMA|DMMA|QGMMA|OMMA|QMMA|v_s?mfmac?_")
@@ -98,14 +100,17 @@ class Resources:
     Attributes:
         num_warps: warps of a program.
         registers: of a thread (AMD: VGPRs and AGPRs together).
-        spills: instructions that spill registers to memory and reload them (AMD: VGPRs spilled).
-        scalar_spills: AMD's SGPRs that wait in lanes of VGPRs, which takes no memory.
+        spills: instructions that spill registers to memory and reload them. AMD's SGPRs spill to lanes of
+            VGPRs, which takes no memory: only where those run out is scratch memory read and written, and
+            that counts here.
+        scalar_spills: AMD's SGPRs that wait in lanes of VGPRs.
         shared_bytes: shared memory of a program.
         matrix_instructions: of the machine code, without repetition by loops.
         products: `tl.dot`s with 16-bit operands in the kernel.
         products_by_hand: those of them that the compiler did not give to the matrix units.
         endless_loops: `while` loops whose condition the compiler has taken for true.
         load_bits: global loads by the bits that a thread loads at once.
+        row_bits: those of them that load rows of tokens or directions, in `common.load_rows`.
     """
 
     num_warps: int
@@ -118,11 +123,18 @@ class Resources:
     products_by_hand: int
     endless_loops: int
     load_bits: dict[int, int]
+    row_bits: dict[int, int]
 
     @property
     def widest_load(self) -> int:
         """Bits that a thread loads at once, at most."""
         return max(self.load_bits, default=0)
+
+    @property
+    def wide_rows(self) -> float | None:
+        """What share of the bits of rows is loaded 128 at a time; `None` where no rows are."""
+        bits = sum(width * count for width, count in self.row_bits.items())
+        return 128 * self.row_bits.get(128, 0) / bits if bits else None
 
 
 def resources(code: Any) -> Resources:
@@ -141,6 +153,7 @@ def resources(code: Any) -> Resources:
         products_by_hand=by_hand,
         endless_loops=len(_ENDLESS.findall(code.asm["ttgir"])),
         load_bits=dict(load_bits),
+        row_bits=dict(_row_bits(code.asm["ptx" if "ptx" in code.asm else "amdgcn"])),
     )
 
 
@@ -187,6 +200,10 @@ _AMD_LOAD = re.compile(
 _AMD_BITS = {"byte": 8, "short": 16, "dword": 32}
 
 
+def _amd_bits(load: re.Match[str]) -> int:
+    return (_AMD_BITS[load[1]] if load[1] else int(load[2])) * int(load[3] or 1)
+
+
 def _read_amd(code: Any) -> _Reading:
     assembly = code.asm["amdgcn"]
 
@@ -200,9 +217,39 @@ def _read_amd(code: Any) -> _Reading:
     load_bits: Counter[int] = Counter()
     for name, count in opcodes.items():
         if load := _AMD_LOAD.match(name):
-            load_bits[(_AMD_BITS[load[1]] if load[1] else int(load[2])) * int(load[3] or 1)] += count
-    spilled = number("vgpr_spill_count"), number("sgpr_spill_count")
-    return number("vgpr_count"), *spilled, opcodes, load_bits
+            load_bits[_amd_bits(load)] += count
+    # Of what is spilled, vgpr_spill_count says how many registers, the instructions whether to memory.
+    in_memory = sum(count for name, count in opcodes.items() if name.startswith("scratch_"))
+    spills = max(number("vgpr_spill_count"), in_memory)
+    return number("vgpr_count"), spills, number("sgpr_spill_count"), opcodes, load_bits
+
+
+#: What the two assemblers' texts say of source files and lines, and the loads that come from them:
+#: `.file 3 "/…/kernels" "common.py"`, `.loc 3 72 15 …`, `ld.global.v4.b32 { … }`, `cp.async.cg … , 0x10`,
+#: `global_load_dwordx4 …`.
+_FILE = re.compile(r"^\s*\.file\s+(\d+) (.*)", re.MULTILINE)
+_LINE = re.compile(r"^\s*\.loc\s+(\d+) (\d+)")
+_PTX_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)\b")
+_PTX_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\S* .*?, (0x[0-9a-f]+|\d+)[,;]")
+
+
+def _row_bits(assembly: str) -> Counter[int]:
+    """Loads by their bits, of the source lines of `common.load_rows`."""
+    source, first = inspect.getsourcelines(common.load_rows.fn)
+    lines = range(first, first + len(source))
+    files = {number for number, name in _FILE.findall(assembly) if re.search(r'[/"]common\.py"', name)}
+    inside = False
+    bits: Counter[int] = Counter()
+    for text in assembly.splitlines():
+        if found := _LINE.match(text):
+            inside = found[1] in files and int(found[2]) in lines
+        elif inside and (found := _PTX_LOAD.search(text)):
+            bits[int(found[2]) * int(found[1] or 1)] += 1
+        elif inside and (found := _PTX_COPY.search(text)):
+            bits[8 * int(found[1], 0)] += 1
+        elif inside and (found := _AMD_LOAD.search(text)):
+            bits[_amd_bits(found)] += 1
+    return bits
 
 
 #: `%c = tt.dot %a, %b, %acc ... : tensor<64x64xf16, ...> * tensor<64x64xf16, ...> -> tensor<64x64xf32, #mma>`

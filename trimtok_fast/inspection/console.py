@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trimtok_fast.inspection.compilation import Resources
 from trimtok_fast.inspection.devices import DATA_SHEETS
 from trimtok_fast.inspection.run import Inspection, Variant
 
@@ -42,8 +43,8 @@ def _parts(inspection: Inspection) -> Iterator[RenderableType]:
 def _target_table(target: str, variants: list[Variant]) -> Table:
     table = _table(
         target,
-        "The worst of a kernel's variants. matrix: matrix instructions in the code; load: bits that a "
-        "thread\nloads at once; occupancy: an estimate, from registers, shared memory and warps.",
+        "The worst of a kernel's variants. matrix: matrix instructions in the code; rows: the share of the\n"
+        "tokens' bits loaded 128 at a time; occupancy: an estimate, from registers, shared memory, warps.",
     )
     for heading in (
         "kernel",
@@ -53,7 +54,7 @@ def _target_table(target: str, variants: list[Variant]) -> Table:
         "spills",
         "shared",
         "matrix",
-        "load",
+        "rows",
         "occupancy",
     ):
         table.add_column(heading, justify="left" if heading == "kernel" else "right", no_wrap=True)
@@ -68,7 +69,7 @@ def _target_table(target: str, variants: list[Variant]) -> Table:
             str(max(one.spills for one in taken)),
             f"{max(one.shared_bytes for one in taken):,}",
             _span([one.matrix_instructions for one in taken]),
-            str(min(one.widest_load for one in taken)),
+            _row_load(taken),
             f"{min(form.occupancy for form in every):.0%}",
             style="red" if any(form.broken for form in every) else None,
         )
@@ -82,6 +83,12 @@ def _place(variant: Variant) -> str:
 def _span(values: list[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}–{high}"
+
+
+def _row_load(variants: list[Resources]) -> str:
+    """The least share of rows that is loaded 128 bits at a time; nothing where no rows are."""
+    shares = [one.wide_rows for one in variants if one.wide_rows is not None]
+    return f"{min(shares):.0%}" if shares else ""
 
 
 def _floor_table(inspection: Inspection) -> Table:

@@ -11,15 +11,18 @@ import triton
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.inspection.compilation import Launch, Resources, compiling_for, resources
 from trimtok_fast.inspection.devices import DATA_SHEETS, TARGETS, Target
-from trimtok_fast.inspection.workload import PRUNE, Workload
+from trimtok_fast.inspection.workload import KNOWN, Workload
 from trimtok_fast.kernels.common import Traffic
 
 #: Kernels that multiply directions by directions: with 16-bit tokens, on matrix units.
-PRODUCTS = ("directions", "similarity", "prepare", "nominate", "absorb")
-#: Modules whose kernels stream rows: 128 bits a thread at once, where the rows lie on 16 bytes.
-STREAMS = ("statistics", "similarity", "rounds", "dpp", "gather")
-#: Their kernels that read no rows.
-ROWLESS = ("open",)
+PRODUCTS = (
+    *("directions.directions", "similarity.similarity", "greedy.fused"),
+    *("recomputed.norms", "recomputed.sums", "recomputed.meet", "recomputed.hand_over"),
+    *("opening.prepare", "nominate.nominate", "absorb.absorb", "finish.finish"),
+)
+#: How much of the rows' bits has to come in loads of 128, where the rows lie on 16 bytes. Not all: a block of
+#: 16 rows, as the columns of the narrowest product, has less than 16 bytes for each thread.
+WIDE_ROWS = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -161,16 +164,16 @@ def _broken(launch: Launch, taken: Resources, target: Target, workload: Workload
         yield "no global load: nothing is left of the kernel"
     if itemsize == 2 and taken.products_by_hand > 0:
         yield f"{taken.products_by_hand} of {taken.products} products without matrix instructions"
-    if itemsize == 2 and launch.kernel in PRODUCTS and taken.matrix_instructions == 0:
+    if itemsize == 2 and f"{launch.module}.{launch.kernel}" in PRODUCTS and taken.matrix_instructions == 0:
         yield "no matrix instruction"
-    streams = launch.module in STREAMS and launch.kernel not in ROWLESS
-    if streams and workload.dim * itemsize % 16 == 0 and taken.widest_load < 128:
-        yield f"loads of at most {taken.widest_load} bits, wanted 128"
+    wide = taken.wide_rows
+    if wide is not None and workload.dim * itemsize % 16 == 0 and wide < WIDE_ROWS:
+        yield f"{wide:.0%} of the bits of rows loaded 128 at a time, wanted {WIDE_ROWS:.0%}"
 
 
 def _floors(launched: dict[str, list[Launch]], workload: Workload) -> Iterable[Floor]:
     sixteen_bits = DTYPES[workload.dtype].itemsize == 2
-    for step in PRUNE:
+    for step in KNOWN:
         modules = {launch.module for launch in launched[step]}
         for module, traffic in workload.traffic(step, modules).items():
             seconds = {sheet.name: sheet.floor(*traffic, sixteen_bits=sixteen_bits) for sheet in DATA_SHEETS}

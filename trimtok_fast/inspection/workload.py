@@ -16,6 +16,7 @@ from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.kernels import (
     directions,
+    dpp,
     gather,
     greedy,
     pareto,
@@ -27,8 +28,10 @@ from trimtok_fast.kernels import (
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.segments import Segments
 
-#: The steps of `prune`. The others are there to be compiled too.
+#: The steps of `prune`.
 PRUNE = ("statistics", "stage 1", "stage 2", "pareto", "gather")
+#: The steps that `traffic` knows. The others are there to be compiled too.
+KNOWN = (*PRUNE, "cdpruner")
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,10 @@ class Workload:
             return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, first_rows, rows)
 
         def every_form(objective: str) -> None:
-            largest = 0
-            for kind in greedy.SIZE_CLASSES:
-                size = largest = kind.largest or largest + 1
+            fused = greedy.launch_config().fused
+            for size in (fused, fused + 1):
                 one(objective, size, config.workspace_bytes)
-            one(objective, largest, 0)
+            one(objective, fused, 0)
 
         def one(objective: str, size: int, workspace_bytes: int) -> None:
             segment, seeds = Segments((0, size)), first_rows[:0]
@@ -154,8 +156,8 @@ class Workload:
             "statistics, uncentred": lambda: measure("none"),
             "cdpruner": lambda: backend.dpp_select(
                 tokens,
-                images,
-                [1] * self.images,
+                Segments((0, self.total)),
+                [1],
                 relevance=inverse_norm,
                 inverse_norm=inverse_norm,
                 candidates=1,
@@ -166,7 +168,7 @@ class Workload:
         }
 
     def traffic(self, step: str, modules: Collection[str]) -> dict[str, Traffic]:
-        """What each module's kernels move and do in a step of `prune` that launches these modules."""
+        """What each module's kernels move and do in a step of `KNOWN` that launches these modules."""
         dtype, config = DTYPES[self.dtype], self._config()
         if step == "statistics":
             return {step: statistics.traffic(self._images().lengths, self.dim, dtype, centred=True)}
@@ -174,12 +176,14 @@ class Workload:
             return {step: pareto.traffic(self.pool - self.images)}
         if step == "gather":
             return {step: gather.traffic(self.kept, self.dim, dtype)}
+        if step == "cdpruner":
+            return {"dpp": dpp.traffic((self.total,), (self.kept,), self.dim, dtype)}
         if step == "stage 1":
             sizes, budgets = self._images().lengths, (self.survivors,) * self.images
             objective = config.image_objective
         else:
             sizes, budgets, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
-        if "rounds" in modules:
+        if "absorb" in modules:
             return {"rounds": rounds.traffic(sizes, budgets, self.dim, dtype, config.candidates)}
         if "recomputed" in modules:
             return {"recomputed": recomputed.traffic(sizes, budgets, self.dim, dtype, objective)}
