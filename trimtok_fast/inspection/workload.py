@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimtok_fast.backends import triton as backend
 from trimtok_fast.backends.triton_greedy import form_of
-from trimtok_fast.budgets import kept_counts
+from trimtok_fast.budgets import anchors_of, kept_counts, text_seeds_of
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.kernels import (
@@ -69,13 +69,18 @@ class Workload:
 
     @property
     def survivors(self) -> int:
-        """Tokens of an image that stage 1 leaves, if diversity and variation are alike (METHOD §2)."""
+        """Tokens of an image that stage 1 leaves, if images are alike in diversity (METHOD §2, with text)."""
         return round(self.tokens * (self.kept / self.total) ** 0.5)
 
     @property
     def pool(self) -> int:
         """Candidates that stage 2 leaves of them."""
         return self.kept + round(self._config().pool_fraction * (self.images * self.survivors - self.kept))
+
+    @property
+    def anchors(self) -> int:
+        """Tokens of an image that stage 2 cannot drop."""
+        return anchors_of(self._images().lengths, self.kept, True, self._config())[0]
 
     def _config(self) -> PruneConfig:
         return PruneConfig(keep_ratio=self.keep)
@@ -93,10 +98,11 @@ class Workload:
         )
         inverse_norm = torch.empty(self.total)
         first_rows = torch.arange(self.images) * self.tokens
+        text_seeds = text_seeds_of(images.lengths, self.kept, True)[0]
         survivors = (first_rows[:, None] + torch.arange(self.survivors)).flatten()
         # Past the survivors, whose number a GPU keeps to itself, there is nothing.
         rows = torch.cat([survivors, survivors.new_full((self.total - len(survivors),), self.total)])
-        rank = torch.arange(float(self.pool))
+        rank, anchors = torch.arange(float(self.pool)), self.images * self.anchors
 
         def measure(center: str) -> object:
             return backend.token_statistics(
@@ -121,7 +127,7 @@ class Workload:
                 total=total,
                 objective=objective,
                 seeds=seeds,
-                cu_seeds=Segments((0,) * len(budgets) + (len(seeds),)),
+                cu_seeds=Segments(tuple(len(seeds) * k // len(budgets) for k in range(len(budgets) + 1))),
                 origin=torch.empty(len(budgets), self.dim),
                 inverse_norm=inverse_norm,
                 rows=rows,
@@ -131,11 +137,13 @@ class Workload:
 
         def each_image(objective: str) -> object:
             budgets = [self.survivors] * self.images
-            return select(objective, images, budgets, images.lengths, self.total, first_rows[:0])
+            seeds = (first_rows[:, None] + torch.arange(text_seeds)).flatten()
+            return select(objective, images, budgets, images.lengths, self.total, seeds)
 
         def across_images() -> object:
             cu_survivors = torch.tensor([0, len(survivors)])
-            return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, first_rows, rows)
+            seeds = (first_rows[:, None] + torch.arange(self.anchors)).flatten()
+            return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, seeds, rows)
 
         def every_form(objective: str) -> None:
             fused = greedy.launch_config().fused
@@ -151,7 +159,7 @@ class Workload:
             "statistics": lambda: measure("sample"),
             "stage 1": lambda: each_image(config.image_objective),
             "stage 2": across_images,
-            "pareto": lambda: backend.pareto_front(rank, -rank, torch.tensor([0, self.pool - self.images])),
+            "pareto": lambda: backend.pareto_front(rank, -rank, torch.tensor([0, self.pool - anchors])),
             "gather": lambda: backend.gather_tokens(tokens, survivors[: self.kept]),
             "statistics, uncentred": lambda: measure("none"),
             "cdpruner": lambda: backend.dpp_select(
@@ -173,7 +181,7 @@ class Workload:
         if step == "statistics":
             return {step: statistics.traffic(self._images().lengths, self.dim, dtype, centred=True)}
         if step == "pareto":
-            return {step: pareto.traffic(self.pool - self.images)}
+            return {step: pareto.traffic(self.pool - self.images * self.anchors)}
         if step == "gather":
             return {step: gather.traffic(self.kept, self.dim, dtype)}
         if step == "cdpruner":
