@@ -1,6 +1,6 @@
 """Microbenchmarks of the ops, by pytest-benchmark; README.md says how to compare two versions.
 
-One shape, four images of 576 tokens, on the device that there is; rivals and targets are the sections' business.
+One shape, four images of 576 tokens, on the device that there is. Rivals and targets are in the sections.
 """
 
 from __future__ import annotations
