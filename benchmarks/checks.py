@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 import trimtok_fast as tt
+from trimtok_fast.budgets import anchors_of, text_seeds_of
 from trimtok_fast.certificate import TOLERANCE, certify
+from trimtok_fast.segments import cumulative
 from trimtok_fast.statistics import ZERO_DISTANCE
 
 #: What a rival may fall short by: it sums in an order of its own, and near ties fall either way.
@@ -144,24 +146,44 @@ def assert_pruned(
         return
     statistics = tt.token_statistics(tokens, boundaries, text=text)
     plan = tt.plan_budgets(statistics, boundaries, config=config)
-    origin, images = statistics.origin, len(boundaries) - 1
+    origin, lengths = statistics.origin, torch.tensor(boundaries).diff().tolist()
+    counts = text_seeds_of(lengths, kept, text is not None)
+    seeds = [
+        low + statistics.alignment[low:high].argsort(descending=True, stable=True)[:count]
+        for low, high, count in zip(boundaries, boundaries[1:], counts, strict=False)
+        if count
+    ]
     picks, _ = tt.greedy_select(
         tokens,
         boundaries,
         plan.image_budgets,
-        origin=origin.expand(images, -1),
+        objective=config.image_objective,
+        seeds=torch.cat(seeds) if seeds else None,
+        cu_seeds=cumulative(counts).offsets if seeds else None,
+        origin=origin.expand(len(lengths), -1),
         inverse_norm=statistics.inverse_norm,
     )
     assert torch.equal(picks.sort().values, (out.stage >= 1).nonzero()[:, 0]), "stage 1 differs from its op"
     tolerance, budgets = TOLERANCE[tokens.dtype], plan.image_budgets.tolist()
     first = picks[: budgets[0]]
     regret = certify(
-        tokens[: boundaries[1]], first, objective=config.image_objective, origin=origin[0]
+        tokens[: boundaries[1]], first, objective=config.image_objective, seeds=counts[0], origin=origin[0]
     ).regret
     _assert_small(regret, tolerance)
 
     survivors = picks.sort().values
-    anchors = picks[[sum(budgets[:image]) for image in range(images)]]
+    anchors = torch.cat(
+        [
+            own[min(seeds, length - count) :][:count]
+            for own, seeds, length, count in zip(
+                picks.split(budgets),
+                counts,
+                lengths,
+                anchors_of(lengths, kept, text is not None, config),
+                strict=True,
+            )
+        ]
+    )
     pool, _ = tt.greedy_select(
         tokens,
         [0, len(survivors)],
@@ -174,4 +196,4 @@ def assert_pruned(
     )
     assert torch.equal(pool.sort().values, (out.stage >= 2).nonzero()[:, 0]), "the pool differs from its op"
     places = torch.searchsorted(survivors, pool)
-    _assert_small(max_min_regret(tokens[survivors], places, images, origin[0]), tolerance)
+    _assert_small(max_min_regret(tokens[survivors], places, len(anchors), origin[0]), tolerance)

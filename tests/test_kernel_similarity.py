@@ -197,7 +197,7 @@ FAULTS = {
     "last block of channels lost": ("range(0, width, BLOCK_D)", "range(0, width - BLOCK_D, BLOCK_D)"),
     "negative similarities": ("0.0 if COVERAGE else -1.0", "-1.0"),
     "duplicates almost 1": ("cosine > DUPLICATE", "cosine > 2.0"),
-    "sums of the rows only": ("+ columns, tl.sum(units, 0))", "+ columns, tl.sum(units, 1))"),
+    "sums of the rows only": ("+ columns, tl.sum(units, 0))", "+ columns, 0 * tl.sum(units, 0))"),
     "wrong tile of the triangle": (
         "index - column_tile * (column_tile + 1)",
         "index - column_tile * (column_tile - 1)",
