@@ -51,7 +51,7 @@ SECTIONS = {
     ),
     "quality": Section(
         "every method on real photographs, judged by tasks",
-        lambda options: quality.measure(options.quick),
+        lambda options: quality.measure(options.quick, lambda step: print(f"quality: {step}", flush=True)),
         quality.tables,
         quality.plot,
     ),

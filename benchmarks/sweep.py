@@ -78,10 +78,10 @@ def grid(quick: bool) -> list[Point]:
         counts = square = low_rank = (256, 512, 1024)
         middle, widths, shares, image = 512, (128, 256), (0.05, 0.2), 128
     else:
-        counts, middle, image = (1024, 2048, 4096, 16384, 100352), 4096, IMAGE
-        widths, shares = (1024, 2048, 4096, 8192), (0.05, 0.1, 0.2)
+        counts, middle, image = (1024, 4096, 16384, 100352), 4096, IMAGE
+        widths, shares = (1024, 3584, 8192), (0.05, 0.1, 0.2)
         # One segment's coverage takes a matrix; more picks than channels leave a determinant nothing.
-        square, low_rank = (1024, 2048, 4096, 8192), (1024, 2048, 4096, 16384)
+        square, low_rank = (1024, 4096, 8192), (1024, 4096, 16384)
     along = {"coverage": square, "dpp": low_rank}
     points = []
     for op in OPS:
@@ -100,8 +100,8 @@ def measure(options: Options) -> dict[str, Any]:
     found = []
     wanted = [point for point in grid(options.quick) if options.only in f"{point.op}, {point}"]
     for point in track(wanted, "sweep", lambda point: f"{point.op}, {point}"):
-        effort = options.effort(rounds=3, patience=0.4 * options.patience)
-        effort.longest = options.patience
+        effort = options.effort(rounds=2, patience=0.2 * options.patience)
+        effort.longest = options.patience / 2
         effort.paces = {name: pace for (op, name), pace in paces.items() if op == point.op}
         rows = in_fresh_process(measure_point, point, effort)
         for row in rows:
