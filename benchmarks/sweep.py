@@ -103,7 +103,9 @@ def measure(options: Options) -> dict[str, Any]:
         effort = options.effort(rounds=2, patience=0.2 * options.patience)
         effort.longest = options.patience / 2
         effort.paces = {name: pace for (op, name), pace in paces.items() if op == point.op}
-        rows = in_fresh_process(measure_point, point, effort)
+        # Starting a process takes seconds, which a quick look need not spend.
+        quick = options.quick
+        rows = measure_point(point, effort) if quick else in_fresh_process(measure_point, point, effort)
         for row in rows:
             if row.seconds and row.work:
                 paces[point.op, row.contender] = row.seconds / row.work
