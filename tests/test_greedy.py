@@ -115,6 +115,24 @@ def test_ragged_segments_rows_and_seeds_together(objective):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("workspace", [0, 4_000, 300_000, 2**29])
+def test_groups_hold_what_is_small_once_and_within_the_workspace(workspace, dtype):
+    sizes = dict(enumerate([3, 512, 513, 40, 1, 200, 200, 7, 64] * 40))
+    width, itemsize = 24, dtype.itemsize
+    found = list(lockstep.groups(sizes, width, dtype, workspace))
+    members = [index for group in found for index in group]
+    assert len(members) == len(set(members))
+    for group in found:
+        largest = max(sizes[index] for index in group)
+        table, making = len(group) * largest**2 * itemsize, largest * (largest + width) * itemsize
+        assert largest <= lockstep.LARGEST
+        assert table + making <= workspace
+        assert table <= lockstep.GROUP_BYTES
+    fits = {i for i, m in sizes.items() if m <= 512 and m * (2 * m + width) * itemsize <= workspace}
+    assert set(members) == fits
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_order_of_rows_does_not_matter(objective, backend):

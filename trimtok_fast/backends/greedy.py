@@ -158,14 +158,13 @@ def _distance(cosine: Array) -> Array:
 def max_min(
     directions: Directions, budget: int, seeds: list[int], candidates: int, workspace_bytes: int
 ) -> tuple[list[int], list[float]]:
-    """k-centre in rounds, without a matrix: METHOD §5, and lazily.
+    """k-centre in rounds (METHOD §5), and lazily; without a matrix, but for a small segment's one round.
 
     A token's value, its distance to the picks, only falls. So a value that lacks the latest picks is a bound,
-    and it is enough to bring those tokens up to date that could still win: the working set, the largest
-        values.
-    The best of them are the round's candidates; picks among these stand while they beat the largest value
-    outside. Tokens that are never near the top never meet most of the picks, which saves a half or more of
-    the tall products.
+    and it is enough to bring those tokens up to date that could still win, the working set: the largest
+    values. The best of them are the round's candidates; picks among these stand while they beat the largest
+    value outside. Tokens that are never near the top never meet most of the picks, which saves a half or more
+    of the tall products.
     """
     picks = _opening(directions, budget, seeds)
     gains = [float("inf")] * len(picks)

@@ -28,9 +28,8 @@ def groups(
     """Which of the segments go together: small ones, of like size, within the workspace."""
 
     def nbytes(count: int, size: int) -> int:
-        return (
-            (count * size + size + width) * size * dtype.itemsize
-        )  # similarities, a matrix more, directions
+        # the table of similarities, a segment's own matrix and its directions
+        return (count * size + size + width) * size * dtype.itemsize
 
     group: list[int] = []
     for index in sorted(sizes, key=lambda index: -sizes[index]):
