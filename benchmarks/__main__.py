@@ -112,7 +112,7 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="small shapes, few rounds, no targets: minutes for everything")
+    add("--quick", action="store_true", help="small shapes, one round, no targets: minutes for everything")
     add(
         "--section",
         type=_sections,

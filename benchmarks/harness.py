@@ -20,7 +20,7 @@ OURS = "trimtok_fast"
 #: What a rival may fail with without stopping the run: it is not installed, or does not run on this machine.
 UNABLE = (ImportError, MemoryError, NotImplementedError, RuntimeError)
 Item = TypeVar("Item")
-#: Seconds that a quick contender's turn lasts.
+#: Seconds that a turn lasts at least: whoever needs less is called again.
 TURN = 0.2
 
 
@@ -110,12 +110,14 @@ class Effort:
         rounds: interleaved rounds of a case.
         patience: seconds that a contender may use; once they are over, it sits out the later rounds.
         longest: seconds that one run may take, as far as that is known before.
+        turn: seconds that a contender's turn lasts at least.
         paces: seconds for a unit of work, by contender, as far as they are known.
     """
 
     rounds: int
     patience: float
     longest: float = math.inf
+    turn: float = TURN
     paces: dict[str, float] = field(default_factory=dict)
 
 
@@ -178,19 +180,21 @@ def interleave(
     for _ in range(effort.rounds):
         for name, run in runs.items():
             if used[name] < effort.patience:
-                turn = _turn(run)
+                turn = _turn(run, effort.turn)
                 times[name] += turn[1:] or turn
                 used[name] += sum(turn)
 
 
-def _turn(run: Callable[[], Any]) -> list[float]:
-    """Seconds of the calls of one turn: one, or as many as a fifth of a second holds.
+def _turn(run: Callable[[], Any], least: float) -> list[float]:
+    """Seconds of the calls of one turn, one or as many as it takes to last `least`.
 
     The first of several finds cores asleep and caches cold, and is not to count.
     """
     seconds = [timed(run)[0]]
-    while sum(seconds) < TURN:
+    spent = seconds[0]
+    while spent < least:
         seconds.append(timed(run, rest=0)[0])
+        spent += seconds[-1]
     return seconds
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.harness import Effort
+from benchmarks.harness import TURN, Effort
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Options:
     """How much to measure.
 
     Attributes:
-        quick: small shapes, few rounds, no targets.
+        quick: small shapes, one round of short turns, no targets.
         rounds: interleaved rounds of a case.
         patience: seconds that a contender may use in a case, and one of its runs may take.
         only: only the cases whose name contains this.
@@ -26,6 +26,7 @@ class Options:
     def effort(self, rounds: int | None = None, patience: float | None = None) -> Effort:
         """As much as asked for, or as little as a section wants."""
         return Effort(
-            min(self.rounds, rounds or self.rounds, 2 if self.quick else self.rounds),
+            min(self.rounds, rounds or self.rounds, 1 if self.quick else self.rounds),
             min(self.patience if patience is None else patience, 1 if self.quick else float("inf")),
+            turn=TURN / 10 if self.quick else TURN,
         )

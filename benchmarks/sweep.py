@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,22 @@ def measure(options: Options) -> dict[str, Any]:
     return {"points": found}
 
 
-def measure_point(point: Point, effort: Effort, without: Sequence[str] = ()) -> list[Row]:
+def measure_point(point: Point, effort: Effort, without: tuple[str, ...] = ()) -> list[Row]:
     """The rows of one point; what is loaded or compiled once is no contender's time or memory."""
-    small = Point(point.op, 2 * point.image if point.image < IMAGE else 256, 64, 0.1, min(point.image, 128))
-    warm_up, case = small.case(), point.case()
-    for name in without:
-        warm_up.contenders.pop(name, None)
+    _warm_up(point.op, without)
+    return measure_case(_without(point.case(), without), effort)
+
+
+@cache
+def _warm_up(op: str, without: tuple[str, ...]) -> None:
+    """Run everybody once on little: once in a process."""
+    measure_case(_without(Point(op, 256, 64, 0.1, image=128).case(), without), Effort(0, 0))
+
+
+def _without(case: Case, names: tuple[str, ...]) -> Case:
+    for name in names:
         case.contenders.pop(name, None)
-    measure_case(warm_up, Effort(0, 0))
-    return measure_case(case, effort)
+    return case
 
 
 def _by_op(results: dict[str, Any]) -> dict[str, list[tuple[Point, dict[str, Row]]]]:

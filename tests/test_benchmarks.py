@@ -22,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks.__main__ import SECTIONS, main, render
 from benchmarks.harness import OURS, Case, Contender, Effort, Row, WrongAnswerError, break_even, growth
+from benchmarks.options import Options
 from benchmarks.report import duration, size, table
 from benchmarks.workloads import KINDS, make_tokens
 from trimtok_fast.certificate import certify
@@ -133,6 +134,19 @@ def test_a_quick_contender_repeats_and_its_first_call_of_a_turn_does_not_count(c
     harness.interleave({"quick": series(*quick), "slow": series(*slow)}, times, used, Effort(2, 10))
     assert times == {"quick": [0.05, 0.07, 0.03, 0.15], "slow": slow}
     assert used["quick"] == pytest.approx(0.48)
+
+
+def test_a_short_turn_holds_fewer_calls(clock):
+    times, used = {"quick": []}, {"quick": 0.0}
+    effort = Effort(1, 10, turn=0.02)
+    harness.interleave({"quick": series(0.015, 0.008, 0.01)}, times, used, effort)
+    assert times == {"quick": [0.008]} and used["quick"] == pytest.approx(0.023)
+
+
+def test_a_quick_look_takes_one_round_of_short_turns_whatever_else_is_asked():
+    quick, full = Options(quick=True).effort(rounds=5, patience=30), Options().effort(rounds=5, patience=30)
+    assert (quick.rounds, quick.patience) == (1, 1) and quick.turn < full.turn
+    assert (full.rounds, full.patience, full.turn) == (5, 30, harness.TURN)
 
 
 def test_nothing_is_timed_once_ours_is_wrong(clock):
@@ -353,6 +367,33 @@ def test_the_grid_has_every_op_and_no_point_twice(quick):
         assert min(widths) == 1024 and max(widths) == 8192 and len(widths) >= 3
         assert {point.share for point in grid} == {0.05, 0.1, 0.2}
         assert min(point.count for point in grid) == 1024 and max(point.count for point in grid) >= 100_000
+
+
+def test_an_op_is_warmed_up_once_in_a_process(monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        sweep, "measure_case", lambda case, effort: measured.append((case.name, effort.rounds))
+    )
+    sweep._warm_up.cache_clear()
+    for count, op in ((512, "gather_tokens"), (1024, "gather_tokens"), (512, "pareto_front")):
+        sweep.measure_point(sweep.Point(op, count, 32, 0.25), Effort(3, 1))
+    assert measured == [
+        ("gather_tokens, 256 x 64, 26 rows", 0),
+        ("gather_tokens, 512 x 32, 128 rows", 3),
+        ("gather_tokens, 1,024 x 32, 256 rows", 3),
+        ("pareto_front, 256 points", 0),
+        ("pareto_front, 512 points", 3),
+    ]
+    sweep._warm_up.cache_clear()
+
+
+def test_who_is_left_out_is_left_out_of_the_warm_up_too(monkeypatch):
+    measured = []
+    monkeypatch.setattr(sweep, "measure_case", lambda case, effort: measured.append(list(case.contenders)))
+    sweep._warm_up.cache_clear()
+    sweep.measure_point(sweep.Point("coverage", 300, 32, 0.1), Effort(1, 1), without=(cases.APRICOT,))
+    assert len(measured) == 2 and all(names[0] == OURS and cases.APRICOT not in names for names in measured)
+    sweep._warm_up.cache_clear()
 
 
 def prefill_results():
