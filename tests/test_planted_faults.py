@@ -198,7 +198,7 @@ FAULTS = {
             "norm\n            self",
         ),
     ],
-    (directions.Directions._load, COVERAGE): [
+    (directions.Directions.load, COVERAGE): [
         ("tokens by position", "rows = self.rows[index]", "rows = torch.arange(len(self.rows))[index]"),
         (
             "last bits from a neighbour",

@@ -55,7 +55,7 @@ class Directions:
         else:
             self.inverse_norm = inverse_norm.index_select(0, rows).to(self.dtype)
         for part in self.parts() if fits or inverse_norm is None else ():
-            block = self._load(part, None if self.stored is None else self.stored[part])
+            block = self.load(part, None if self.stored is None else self.stored[part])
             norm = torch.linalg.vector_norm(block, dim=1) if inverse_norm is None else None
             self._center(block)
             if norm is not None:
@@ -79,9 +79,10 @@ class Directions:
         return (slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
     def _make(self, index: Tensor | slice) -> Tensor:
-        return self._scale(self._center(self._load(index)), self.inverse_norm[index])
+        return self._scale(self._center(self.load(index)), self.inverse_norm[index])
 
-    def _load(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
+    def load(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
+        """x of some rows, [k, d], a copy: not centred, not scaled."""
         rows = self.rows[index]
         if out is None:
             return self.tokens.index_select(0, rows).to(self.dtype)

@@ -22,6 +22,8 @@ from trimtok_fast.backends.greedy import largest
 
 #: A round brings this many times its candidates up to date.
 WORKING_SET = 6
+#: Picks by which tokens are brought up to date together.
+PICKS_AT_ONCE = 128
 #: The value of what is picked: what is left of a token is never below 0.
 PICKED = -1.0
 
@@ -41,20 +43,26 @@ def dpp(
     spent = np.maximum(whole * constants.SPENT_SHARE, whole.max() * constants.SPENT)
     left = whole.copy()
     factor = relevance.new_empty(len(left), budget)
+    picked = factor.new_empty(budget, vectors.tokens.shape[1])  # the picks' vectors
+    lower = factor.new_empty(budget, budget)  # and their rows of the factor
+    block = factor.new_empty(BLOCK_ROWS, vectors.tokens.shape[1])
     met = np.zeros(len(left), dtype=np.int64)  # how many columns of the factor each token has
-    columns = np.empty(budget, dtype=np.int64)  # whose they are
     count = 0
 
     def refresh(part: Array) -> None:
         known = int(met[part].min())
         if known == count:
             return
-        at, new = to_device(part, vectors), to_device(columns[known:count], vectors)
-        own, theirs = (factor[:, :count].index_select(0, index) for index in (at, new))
-        rest = torch.addmm(vectors[new] @ vectors[at].T, theirs[:, :known], own[:, :known].T, alpha=-1)
-        own[:, known:] = torch.linalg.solve_triangular(theirs[:, known:], rest, upper=False).T
+        at = to_device(part, vectors)
+        own, inverse_norm = factor[:, :count].index_select(0, at), vectors.inverse_norm.index_select(0, at)
+        tokens = vectors.load(at, block[: len(part)])
+        for start in range(known, count, PICKS_AT_ONCE):
+            new = slice(start, min(start + PICKS_AT_ONCE, count))
+            rest = (picked[new] @ tokens.T).mul_(inverse_norm)
+            rest.addmm_(lower[new, :start], own[:, :start].T, alpha=-1)
+            own[:, new] = torch.linalg.solve_triangular(lower[new, new], rest, upper=False).T
         factor[:, known:count].index_copy_(0, at, own[:, known:])
-        taken = to_host(torch.linalg.vector_norm(own, dim=1, dtype=torch.float64).square())
+        taken = to_host(own.square_().sum(1).double())
         met[part], left[part] = count, _cut(whole[part] - taken, spent[part])
 
     picks: list[int] = []
@@ -78,9 +86,10 @@ def dpp(
         won, rows = _contest(kernel, left, spent, contenders, outside, budget - len(picks))
         gains += [float(row[place] ** 2) for row, place in zip(rows, won, strict=True)]
         picks += contenders[won].tolist()
-        columns[count : count + len(won)] = contenders[won]
-        new = to_device(rows.T, vectors).to(factor.dtype)
-        factor[:, count : count + len(won)].index_copy_(0, at, new)
+        winners, new = to_device(won, vectors), slice(count, count + len(won))
+        factor[:, new].index_copy_(0, at, to_device(rows.T, vectors).to(factor.dtype))
+        picked[new] = some[winners]
+        lower[new] = factor[at[winners]]
         count += len(won)
         met[contenders] = count
     rest = np.flatnonzero(left != PICKED)[: budget - len(picks)].tolist()
