@@ -267,13 +267,13 @@ def agreement():
 BY_HAND = partial(test_by_hand, "reference")
 FAULTS = {
     (dpp.dpp, agreement): [
-        ("older picks forgotten", ", own[:, :start].T, alpha=-1", ", own[:, :start].T, alpha=0"),
-        ("factor not solved for", "own[:, new] = torch.linalg", "own[:, new] = 0 * torch.linalg"),
-        ("first picks alone", "range(known, count, PICKS_AT_ONCE)", "range(known, known + 1)"),
+        ("older picks cost nothing", "own.square_().sum(1) + ", ""),
+        ("older picks forgotten", ", own.T, alpha=-1", ", own.T, alpha=0"),
+        ("factor not solved for", "new = torch.linalg", "new = 0 * torch.linalg"),
         ("lengths count", ".mul_(inverse_norm)", ""),
         ("another's vector", "some[winners]", "some[winners - 1]"),
         ("another's row of the factor", "factor[at[winners]]", "factor[at[winners - 1]]"),
-        ("factor not kept", "factor[:, known:count].index_copy_(0, at, own[:, known:])", "pass"),
+        ("factor not kept", "factor[:, known:count].index_copy_(0, at, new)", "pass"),
         ("bound of the rest ignored", "outside = max(", "outside = min("),
         ("never more than the rank", "return picks + rest", "return picks + rest[:0]"),
         ("zero tokens have something", "np.where(vectors.present, ", "np.where(True, "),

@@ -82,7 +82,7 @@ class Directions:
         return self._scale(self._center(self.load(index)), self.inverse_norm[index])
 
     def load(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
-        """x of some rows, [k, d], a copy: not centred, not scaled."""
+        """Copies of some tokens, [k, d]: x, neither centred nor scaled."""
         rows = self.rows[index]
         if out is None:
             return self.tokens.index_select(0, rows).to(self.dtype)

@@ -22,8 +22,6 @@ from trimtok_fast.backends.greedy import largest
 
 #: A round brings this many times its candidates up to date.
 WORKING_SET = 6
-#: Picks by which tokens are brought up to date together.
-PICKS_AT_ONCE = 128
 #: The value of what is picked: what is left of a token is never below 0.
 PICKED = -1.0
 
@@ -45,7 +43,8 @@ def dpp(
     factor = relevance.new_empty(len(left), budget)
     picked = factor.new_empty(budget, vectors.tokens.shape[1])  # the picks' vectors
     lower = factor.new_empty(budget, budget)  # and their rows of the factor
-    block = factor.new_empty(BLOCK_ROWS, vectors.tokens.shape[1])
+    room = max(BLOCK_ROWS, min(candidates, len(left)))
+    block = factor.new_empty(room, vectors.tokens.shape[1])  # tokens as they are gathered
     met = np.zeros(len(left), dtype=np.int64)  # how many columns of the factor each token has
     count = 0
 
@@ -54,15 +53,13 @@ def dpp(
         if known == count:
             return
         at = to_device(part, vectors)
-        own, inverse_norm = factor[:, :count].index_select(0, at), vectors.inverse_norm.index_select(0, at)
+        own, inverse_norm = factor[:, :known].index_select(0, at), vectors.inverse_norm.index_select(0, at)
         tokens = vectors.load(at, block[: len(part)])
-        for start in range(known, count, PICKS_AT_ONCE):
-            new = slice(start, min(start + PICKS_AT_ONCE, count))
-            rest = (picked[new] @ tokens.T).mul_(inverse_norm)
-            rest.addmm_(lower[new, :start], own[:, :start].T, alpha=-1)
-            own[:, new] = torch.linalg.solve_triangular(lower[new, new], rest, upper=False).T
-        factor[:, known:count].index_copy_(0, at, own[:, known:])
-        taken = to_host(own.square_().sum(1).double())
+        rest = (picked[known:count] @ tokens.T).mul_(inverse_norm)
+        rest.addmm_(lower[known:count, :known], own.T, alpha=-1)
+        new = torch.linalg.solve_triangular(lower[known:count, known:count], rest, upper=False).T
+        factor[:, known:count].index_copy_(0, at, new)
+        taken = to_host((own.square_().sum(1) + new.square_().sum(1)).double())
         met[part], left[part] = count, _cut(whole[part] - taken, spent[part])
 
     picks: list[int] = []
@@ -81,7 +78,8 @@ def dpp(
                 outside, (beaten[0], int(working[beaten[1]])), key=lambda bound: (bound[0], -bound[1])
             )
         at = to_device(contenders, vectors)
-        some, known = vectors[at], factor[:, :count].index_select(0, at)
+        known = factor[:, :count].index_select(0, at)
+        some = vectors.load(at, block[: len(at)]).mul_(vectors.inverse_norm.index_select(0, at)[:, None])
         kernel = to_host(torch.addmm(some @ some.T, known, known.T, alpha=-1).double())
         won, rows = _contest(kernel, left, spent, contenders, outside, budget - len(picks))
         gains += [float(row[place] ** 2) for row, place in zip(rows, won, strict=True)]
