@@ -22,7 +22,7 @@ DEMO := $(if $(wildcard $(VENV)/.has-dev),dev,demo)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-matrix lint bench clean
+.PHONY: help demo test test-all test-gpu test-matrix lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ test: $(VENV)/.has-dev ## run the test suite, but for what takes minutes
 test-all: $(VENV)/.has-dev $(VENV)/.has-newest-triton ## run every test, and compile with the newest triton too
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) $(ARGS)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST_TRITON) TRITON_INTERPRET=0 $(RUN) pytest -n $(WORKERS) $(COMPILE_TESTS) $(ARGS)
+
+test-gpu: $(VENV)/.has-dev ## run the kernels on the GPU that there is, against the reference
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(RUN) pytest -n $(WORKERS) tests/test_gpu.py $(ARGS)
 
 test-matrix: $(VENV)/.has-dev ## run the laws of the Hugging Face patch on old, middle and newest transformers
 	$(RUN) tests.matrix $(ARGS)

@@ -12,7 +12,7 @@ SUBPACKAGES = ["backends", "demo", "hf", "inspection", "kernels", "methods"]
 
 EXTRAS = {
     # Not a requirement: torch for CUDA and torch for ROCm each bring their own build of it.
-    "triton": ['triton>=3.2; platform_system == "Linux"'],
+    "triton": ['triton>=3.3; platform_system == "Linux"'],
     "hf": ["transformers>=5.0,<6"],
     "demo": [
         "efficientnet-lite-pytorch",
@@ -76,7 +76,7 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10",
-    install_requires=["numpy>=1.24", "torch>=2.6"],
+    install_requires=["numpy>=1.24", "torch>=2.7"],
     extras_require=EXTRAS,
     packages=["trimtok_fast", *(f"trimtok_fast.{name}" for name in SUBPACKAGES)],
     package_data={"trimtok_fast": ["py.typed"], "": ["*.md", "*.txt", "templates/*"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import long_context, machine, prefill, quality, speed, sweep
+from benchmarks import long_context, machine, prefill, speed, sweep
 from benchmarks.options import Options
 from benchmarks.report import duration
 
@@ -36,6 +37,15 @@ class Section:
     plot: Callable[[dict[str, Any], Path], None]
 
 
+def _of_quality(name: str) -> Callable[..., Any]:
+    """A function of the section that needs the demo's photographs and weights, loaded when it is called."""
+    return lambda *arguments: getattr(importlib.import_module("benchmarks.quality"), name)(*arguments)
+
+
+def _measure_quality(options: Options) -> dict[str, Any]:
+    return _of_quality("measure")(options.quick, lambda step: print(f"quality: {step}", flush=True))
+
+
 SECTIONS = {
     "speed": Section(
         "ops and methods on three kinds of tokens, with targets", speed.measure, speed.tables, speed.plot
@@ -51,9 +61,9 @@ SECTIONS = {
     ),
     "quality": Section(
         "every method on real photographs, judged by tasks",
-        lambda options: quality.measure(options.quick, lambda step: print(f"quality: {step}", flush=True)),
-        quality.tables,
-        quality.plot,
+        _measure_quality,
+        _of_quality("tables"),
+        _of_quality("plot"),
     ),
 }
 EPILOG = (

@@ -22,7 +22,7 @@ def greedy(tokens: Tensor, sizes: Sequence[int], budgets: Sequence[int], objecti
 
     config, width, dtype = PruneConfig(), tokens.shape[1], tokens.dtype
     form = form_of(tokens, objective)
-    if largest_stored(form, max(sizes), config.workspace_bytes) < max(sizes):
+    if largest_stored(form, objective, max(sizes), config.workspace_bytes) < max(sizes):
         if objective == "max_min":
             return rounds.traffic(sizes, budgets, width, dtype, config.candidates)
         return recomputed.traffic(sizes, budgets, width, dtype, objective)

@@ -238,16 +238,37 @@ def timed(run: Callable[[], Any], rest: float = 0.1) -> tuple[float, Any]:
     """
     if device() == "cuda":
         torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()  # larger than any L2
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    else:
+        time.sleep(rest)
+    with Span() as span:
         result = run()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3, result
-    time.sleep(rest)
-    begin = time.perf_counter()
-    result = run()
-    return time.perf_counter() - begin, result
+    return span.seconds(), result
+
+
+class Span:
+    """The time of a `with` block: on a GPU the device's, from the first kernel launched in it to the last."""
+
+    def __enter__(self) -> Span:
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._end = self._now()
+
+    def seconds(self) -> float:
+        """How long it took; waits until it is over."""
+        if isinstance(self._start, float):
+            return self._end - self._start
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3
+
+    @staticmethod
+    def _now() -> Any:
+        if device() != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def against_floor(traffic: Traffic, seconds: float, sixteen_bits: bool) -> tuple[float, float | None]:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import trimtok_fast as tt
 from benchmarks import figures
-from benchmarks.harness import Effort, WrongAnswerError, break_even, interleave, timed, track
+from benchmarks.harness import Effort, Span, WrongAnswerError, break_even, interleave, timed, track
 from benchmarks.machine import device
 from benchmarks.options import Options
 from benchmarks.report import bullets, digits, duration, table, verdict
@@ -25,23 +26,55 @@ SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
 UNPATCHED = "unpatched"
 
 
-def build_model(width: int, layers: int, vocabulary: int = 4096) -> Any:
+@dataclass(frozen=True)
+class Shape:
+    """Of a language model, and of the prompts that are fit for it.
+
+    Attributes:
+        width: channels.
+        inner: channels within an MLP.
+        layers: how many.
+        head: channels of an attention head.
+        key_heads: heads of keys and values.
+        dtype: of weights and tokens.
+        images: in the long prompts, one of them after the other.
+        side: an image of a long prompt has so many tokens, squared.
+        sides: the same of single images, until pruning no longer pays.
+    """
+
+    width: int
+    inner: int
+    layers: int
+    head: int
+    key_heads: int
+    dtype: torch.dtype
+    images: tuple[int, ...]
+    side: int
+    sides: tuple[int, ...]
+
+
+QUICK = Shape(256, 704, 2, 64, 1, torch.float32, (1, 4, 16), 8, (2, 4, 8))
+CPU = Shape(1024, 2816, 8, 64, 4, torch.float32, (1, 4, 16), 16, (2, 3, 4, 6, 8, 12, 16))
+#: The language model of Qwen2.5-VL-7B, all but its vocabulary.
+CUDA = Shape(3584, 18944, 28, 128, 4, torch.bfloat16, (1, 4, 16, 32), 24, (4, 8, 16, 24, 32, 48))
+
+
+def build_model(shape: Shape, vocabulary: int = 4096) -> Any:
     """A Qwen2.5-VL with random weights; its vision tower is small, as only its tokens matter here."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    head = 64
     config = Qwen2_5_VLConfig(
         text_config={
-            "hidden_size": width,
-            "intermediate_size": 11 * width // 4,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // head,
-            "num_key_value_heads": max(1, width // head // 4),
+            "hidden_size": shape.width,
+            "intermediate_size": shape.inner,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.width // shape.head,
+            "num_key_value_heads": shape.key_heads,
             "vocab_size": vocabulary,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e6,
-                "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
+                "mrope_section": [shape.head // 8, 3 * shape.head // 16, 3 * shape.head // 16],
             },
         },
         vision_config={
@@ -49,7 +82,7 @@ def build_model(width: int, layers: int, vocabulary: int = 4096) -> Any:
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_heads": 2,
-            "out_hidden_size": width,
+            "out_hidden_size": shape.width,
             "fullatt_block_indexes": [1],
         },
         image_token_id=IMAGE,
@@ -58,7 +91,8 @@ def build_model(width: int, layers: int, vocabulary: int = 4096) -> Any:
         vision_end_token_id=END,
     )
     torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(config).eval().to(device())
+    with torch.device(device()):
+        return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=shape.dtype).eval()
 
 
 def build_prompt(images: int, side: int, text: int = 64) -> dict[str, torch.Tensor]:
@@ -91,14 +125,14 @@ class Prefill:
         prompt: what the processor would give.
         visual: number of visual tokens.
         tower: seconds of the vision tower, which is timed apart.
-        selections: seconds that the selection took, run by run, by kept share.
+        selections: what the selection took, run by run, by kept share.
     """
 
     model: Any
     prompt: dict[str, torch.Tensor]
     visual: int = 0
     tower: float = 0
-    selections: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    selections: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
         tower = self.model.model.visual
@@ -121,10 +155,20 @@ class Prefill:
 
     def patched(self, share: float) -> torch.Tensor:
         """The same with a share of them, selection included."""
-        with tt.patched(self.model, tt.PruneConfig(keep_ratio=share)) as handle:
-            logits = self.unpatched()
-        self.selections[f"{share:g}"].append(handle.stats.seconds)
-        return logits
+        from trimtok_fast.hf import hooks
+
+        def select(*arguments: Any) -> Any:
+            with Span() as span:
+                chosen = choose(*arguments)
+            self.selections[f"{share:g}"].append(span)
+            return chosen
+
+        choose = hooks.select
+        with (
+            mock.patch.object(hooks, "select", select),
+            tt.patched(self.model, tt.PruneConfig(keep_ratio=share)),
+        ):
+            return self.unpatched()
 
     def runs(self, shares: tuple[float, ...]) -> dict[str, Callable[[], torch.Tensor]]:
         """What there is to time."""
@@ -158,22 +202,25 @@ class Prefill:
             "visual": self.visual,
             "tower": self.tower,
             "prefill": {name: statistics.median(values) for name, values in times.items()},
-            "selection": {name: statistics.median(values) for name, values in self.selections.items()},
+            "selection": {
+                name: statistics.median(span.seconds() for span in spans)
+                for name, spans in self.selections.items()
+            },
         }
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Prompts of 1, 4 and 16 images; then single small images, until pruning no longer pays."""
-    model = build_model(256, 2) if options.quick else build_model(1024, 8)
+    """Prompts of more and more images; then single small images, until pruning no longer pays."""
+    shape = QUICK if options.quick else CUDA if device() == "cuda" else CPU
+    model = build_model(shape)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    side, sides = (8, (2, 4, 8)) if options.quick else (16, (2, 3, 4, 6, 8, 12, 16))
     long, small = [], []
-    for images in track((1, 4, 16), "prefill", lambda images: f"images: {images}"):
-        found = Prefill(model, build_prompt(images, side)).measure(
+    for images in track(shape.images, "prefill", lambda images: f"images: {images}"):
+        found = Prefill(model, build_prompt(images, shape.side)).measure(
             SHARES, options.effort(rounds=5, patience=3 * options.patience)
         )
         long.append({"images": images, **found})
-    for side in track(sides, "break-even", lambda side: f"{side**2} visual tokens"):
+    for side in track(shape.sides, "break-even", lambda side: f"{side**2} visual tokens"):
         small.append(Prefill(model, build_prompt(1, side)).measure(SHARES[1:], options.effort()))
     return {"parameters": parameters, "images": long, "small": small, "targets": not options.quick}
 

@@ -79,6 +79,18 @@ def plans(quick: bool) -> list[Plan]:
             {cases.PAIRWISE: 12, cases.PAIRWISE_16: 3},
         )
     )
+    if device() == "cuda":  # the prompt that the kernels are for, far too long for a CPU
+        some.append(
+            Plan(
+                f"prune, clusters, bf16, {images} x {size} x {width}",
+                lambda: cases.prune(
+                    make_tokens("clusters", images * size, width, dtype=torch.bfloat16).to(device()),
+                    images,
+                    0.2,
+                ),
+                "clusters",
+            )
+        )
     return some
 
 

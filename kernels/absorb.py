@@ -10,11 +10,13 @@ up to 16 (97 to 112: to 128), on matrix units.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast.kernels.common import load_rows
+from trimtok_fast.kernels.common import load_rows, repeated
 from trimtok_fast.kernels.directions import direction_block
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
@@ -181,7 +183,7 @@ def _absorb_kernel(
     leave_best(best_ptr, tile, tl.where(mask, value, -1.0), position)
 
 
-def absorb_launch(
+def absorb_launcher(
     *,
     tile_segment: Tensor,
     best: Tensor,
@@ -199,9 +201,11 @@ def absorb_launch(
     state: Tensor,
     config: dict[str, int],
     input_precision: str,
-) -> None:
-    """All tokens of all segments against the picks of one round."""
-    _absorb_kernel[(len(tile_segment),)](
+) -> Callable[[], None]:
+    """What launches all tokens of all segments against the picks of one round."""
+    return repeated(
+        _absorb_kernel,
+        (len(tile_segment),),
         tile_segment_ptr=tile_segment,
         segments=len(cu_segments) - 1,
         best_ptr=best,
@@ -226,6 +230,6 @@ def absorb_launch(
         WIDTH=tokens.shape[1],
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
-        # Half the channels at a time: the widest product takes half the registers.
-        **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2)},
+        # Half the channels at a time: the widest product takes half the registers. A round waits for memory.
+        **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2), "num_stages": 4},
     )

@@ -1,7 +1,9 @@
 """Helpers that more than one kernel uses, and the method's constants as the compiler wants them."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -42,6 +44,32 @@ def platform() -> str:
         return "interpreter"
     backend: str = triton.runtime.driver.active.get_current_target().backend
     return backend
+
+
+def repeated(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> Callable[..., None]:
+    """What launches a kernel again and again; a call names the arguments that change.
+
+    Triton looks at every argument of every launch, for longer than a GPU needs for a small kernel. Here it
+    does so the first time, and what it has compiled then is launched directly. So the compiler must see no
+    difference in what changes: numbers that it does not specialise.
+    """
+    launcher: Any = None
+    values: dict[str, Any] = {}
+
+    def launch(**changed: Any) -> None:
+        nonlocal launcher
+        if launcher is not None:
+            launcher(*(values | changed).values())
+            return
+        compiled = kernel[grid](**arguments, **changed)
+        if compiled is not None:  # as it is in the interpreter
+            launcher = compiled[(*grid, 1, 1)]
+            for name in kernel.arg_names:
+                value = changed[name] if name in changed else arguments[name]
+                # About a tensor's address the driver would be asked every time.
+                values[name] = value.data_ptr() if isinstance(value, torch.Tensor) else value
+
+    return launch
 
 
 @triton.jit

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
-from trimtok_fast.kernels.common import Traffic, load_rows
+from trimtok_fast.kernels.common import Traffic, load_rows, repeated
 
 SPENT_SHARE = tl.constexpr(constants.SPENT_SHARE)
 SPENT = tl.constexpr(constants.SPENT)
@@ -181,28 +181,29 @@ def dpp_launch(
     largest_budget: int,
 ) -> None:
     """Pick in all segments; the kernel's signature says what each tensor is."""
-    grid = (tile_count(largest_size), len(budgets))
+    launch = repeated(
+        _dpp_kernel,
+        (tile_count(largest_size), len(budgets)),
+        indices_ptr=indices,
+        gain_ptr=gain,
+        left_ptr=left,
+        factor_ptr=factor,
+        best_ptr=best,
+        tokens_ptr=tokens,
+        rows_ptr=rows,
+        scale_ptr=scale,
+        whole_ptr=whole,
+        cu_segments_ptr=cu_segments,
+        budgets_ptr=budgets,
+        first_pick_ptr=first_pick,
+        first_tile_ptr=first_tile,
+        first_factor_ptr=first_factor,
+        tiles_of_all=best.shape[1],
+        stride_tokens_m=tokens.stride(0),
+        stride_tokens_d=tokens.stride(1),
+        D=tokens.shape[1],
+        **launch_config(),
+        enable_fp_fusion=False,
+    )
     for step in range(largest_budget + 1):
-        _dpp_kernel[grid](
-            indices,
-            gain,
-            left,
-            factor,
-            best,
-            tokens,
-            rows,
-            scale,
-            whole,
-            cu_segments,
-            budgets,
-            first_pick,
-            first_tile,
-            first_factor,
-            step,
-            best.shape[1],
-            tokens.stride(0),
-            tokens.stride(1),
-            D=tokens.shape[1],
-            **launch_config(),
-            enable_fp_fusion=False,
-        )
+        launch(step=step)

@@ -15,13 +15,12 @@ and, while no pick of `max_min` or `max_mean` has a direction, how typical a tok
 picked has the lowest state of all, for good. Gains are exact and depend on no order.
 
 Two forms of one body; a segment's size alone decides. *Staged*: `directions` and `similarity` have run, with
-many programs a segment. *Fused*, for segments of up to 256 tokens: the program first does, in the same tiles
+many programs a segment. *Fused*, for segments of up to 64 tokens: the program first does, in the same tiles
 and the same order, what they would have done for its segment: similarity, diversity and selection in one
 launch. The bits are the same.
 
-Segments of up to 4,096 tokens keep state and best in registers; larger ones stream them from memory. One
-compiled kernel has all three ways of the staged form (up to 1,024, up to 4,096, streamed), so that no prompt
-brings a new one.
+Segments of up to 4,096 tokens keep state and best in registers; larger ones stream them from memory. The
+staged form is compiled twice, with few warps for up to 1,024 tokens, and with many for all above.
 
 `coverage` reads Σ|Δ| + b rows of m entries for b picks (Σ|Δ| is 2.4 to 5.8 times m, METHOD §5), the others
 b rows; fused adds what `directions` and `similarity` count. Who moves from what to what, 12 bytes a row, is
@@ -48,6 +47,8 @@ from trimtok_fast.kernels.similarity import PAD, similarity_tile
 
 #: The gain of what is picked: no gain is as large, so nothing taken out of it or added brings it back.
 TAKEN = tl.constexpr(-(2**62))
+#: Listed tokens whose shares of a column are added up in an int32.
+AT_ONCE = tl.constexpr(256)
 
 
 @triton.jit
@@ -99,16 +100,21 @@ def list_moved(moved_ptr, number, slot_rows, columns, best, similarity):
 def _hand_over(gain, matrix_ptr, moved_ptr, number, slot_rows, columns, padded, BLOCK_R: tl.constexpr):
     """Take out of the gains of a tile what the listed tokens no longer give."""
     offs_r = tl.arange(0, BLOCK_R)
-    for begin in range(0, number, BLOCK_R):
-        listed = moved_ptr + begin + offs_r
-        mask_r = begin + offs_r < number
-        row = tl.load(listed, mask=mask_r, other=0).to(tl.int64)
-        old = tl.load(listed + slot_rows, mask=mask_r, other=0)[:, None]
-        new = tl.load(listed + 2 * slot_rows, mask=mask_r, other=0)[:, None]
-        mask = mask_r[:, None] & (columns < padded)[None, :]
-        entry = tl.load(matrix_ptr + row[:, None] * padded + columns[None, :], mask=mask, other=0)
-        handed = tl.minimum(tl.maximum(entry.to(tl.int32), old), new) - old  # [BLOCK_R, BLOCK_N]
-        gain -= tl.sum(handed, 0).to(tl.int64)
+    inside = (columns < padded)[None, :]
+    # What several rows of the list take out of a column stays apart while they are read: adding it up is work
+    # for many warps. An int32 has room for AT_ONCE entries of up to 2^22.
+    for first in range(0, number, AT_ONCE * BLOCK_R):
+        total = tl.zeros([BLOCK_R, columns.shape[0]], tl.int32)
+        for begin in range(first, tl.minimum(first + AT_ONCE * BLOCK_R, number), BLOCK_R):
+            listed = moved_ptr + begin + offs_r
+            mask_r = begin + offs_r < number
+            row = tl.load(listed, mask=mask_r, other=0).to(tl.int64)
+            old = tl.load(listed + slot_rows, mask=mask_r, other=0)[:, None]
+            new = tl.load(listed + 2 * slot_rows, mask=mask_r, other=0)[:, None]
+            entry = matrix_ptr + row[:, None] * padded + columns[None, :]
+            entry = tl.load(entry, mask=mask_r[:, None] & inside, other=0)
+            total += tl.minimum(tl.maximum(entry.to(tl.int32), old), new) - old
+        gain -= tl.sum(total.to(tl.int64), 0)
     return gain
 
 
@@ -409,7 +415,7 @@ def _fused_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["first", "above"])
+@triton.jit(do_not_specialize=["first", "above", "largest"])
 def _staged_kernel(
     # out: int64 [total], fp32 [total]
     indices_ptr,
@@ -429,16 +435,16 @@ def _staged_kernel(
     offsets_ptr,
     seeds_ptr,
     cu_seeds_ptr,
-    # sizes: the group's first segment, rows of a slot; only segments of above < m <= slot_rows are done
+    # sizes: the group's first segment, rows of a slot; only segments of above < m <= largest are done
     first,
     slot_rows,
     above,
-    # compiled in
+    largest,
+    # compiled in; STREAMED is 0 where nothing is
     OBJECTIVE: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SMALL: tl.constexpr,
-    LARGE: tl.constexpr,
+    REGISTERS: tl.constexpr,
     STREAMED: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
@@ -447,7 +453,7 @@ def _staged_kernel(
     start = tl.load(cu_segments_ptr + segment)
     size = tl.load(cu_segments_ptr + segment + 1) - start
     budget = tl.load(budgets_ptr + segment)
-    if (size <= above) | (size > slot_rows) | (budget == 0):
+    if (size <= above) | (size > largest) | (budget == 0):
         return
     tiles = tl.cdiv(size, BLOCK_M)
     padded = tl.cdiv(size, PAD) * PAD
@@ -465,7 +471,7 @@ def _staged_kernel(
     first_seed = tl.load(cu_seeds_ptr + segment)
     seeded = tl.load(cu_seeds_ptr + segment + 1) - first_seed
     seeds_ptr += first_seed
-    if size <= SMALL:
+    if size <= REGISTERS:
         _pick_in_registers(
             indices_ptr,
             gain_ptr,
@@ -483,31 +489,10 @@ def _staged_kernel(
             slot_rows,
             OBJECTIVE,
             UNIT,
-            SMALL,
-            ELEMENTS // SMALL,
+            REGISTERS,
+            ELEMENTS // REGISTERS,
         )
-    elif size <= LARGE:
-        _pick_in_registers(
-            indices_ptr,
-            gain_ptr,
-            rows_ptr,
-            seeds_ptr,
-            scale_ptr,
-            matrix_ptr,
-            partial_ptr,
-            moved_ptr,
-            seeded,
-            budget,
-            size,
-            padded,
-            tiles,
-            slot_rows,
-            OBJECTIVE,
-            UNIT,
-            LARGE,
-            ELEMENTS // LARGE,
-        )
-    else:
+    elif STREAMED > 0:
         _pick_streamed(
             indices_ptr,
             gain_ptr,
@@ -533,20 +518,22 @@ def _staged_kernel(
 
 
 class LaunchConfig(NamedTuple):
-    """How segments are done, by their size alone."""
+    """How segments are done, by their size alone. Sizes are in tokens, elements in entries of the matrix."""
 
-    #: Tokens of the largest segment that is done in the fused form. A product by one program alone pays for
-    #: small segments only.
-    fused: int = 256
+    #: The fused form goes up to here: one tile. What more tiles a program multiplies alone takes longer than
+    #: two launches.
+    fused: int = 64
     fused_warps: int = 8
-    #: The staged form: tokens that are kept in registers, in two steps, and that are streamed at a time.
-    small: int = 1024
-    large: int = 4096
-    streamed: int = 2048
-    staged_warps: int = 16
-    #: Entries of the matrix that a program takes in at a time, fused and staged.
     fused_elements: int = 4096
-    staged_elements: int = 16384
+    #: The staged form, kept in registers: few warps, as every pick makes them wait for one another.
+    small: int = 1024
+    small_warps: int = 4
+    small_elements: int = 8192
+    #: The staged form of larger segments: in registers up to here, above it so many tokens at a time.
+    large: int = 4096
+    large_warps: int = 16
+    large_elements: int = 8192
+    streamed: int = 2048
 
 
 def launch_config() -> LaunchConfig:
@@ -654,11 +641,26 @@ def staged_launch(
     cu_seeds: Tensor,
     first: int,
     above: int,
+    small: bool,
     objective: str,
     unit: float,
 ) -> None:
-    """Pick in all segments of a group of more than `above` tokens, after `similarity_launch`."""
-    config = launch_config()
+    """Pick in a group's segments, after `similarity_launch`: in its small ones, or in all others.
+
+    Segments of up to `above` tokens are left out.
+    """
+    config, slot_rows = launch_config(), scale.shape[1]
+    if small:
+        largest = min(config.small, slot_rows)
+        registers, streamed, elements, warps = config.small, 0, config.small_elements, config.small_warps
+    else:
+        above, largest = max(above, config.small), slot_rows
+        registers, streamed, elements, warps = (
+            config.large,
+            config.streamed,
+            config.large_elements,
+            config.large_warps,
+        )
     _staged_kernel[(len(scale),)](
         indices,
         gain,
@@ -675,19 +677,19 @@ def staged_launch(
         seeds,
         cu_seeds,
         first,
-        scale.shape[1],
+        slot_rows,
         above,
+        largest,
         OBJECTIVE=objective,
         UNIT=unit,
         BLOCK_M=directions_kernel.launch_config(directions.dtype).block_m,
-        SMALL=config.small,
-        LARGE=config.large,
-        STREAMED=config.streamed,
-        ELEMENTS=config.staged_elements,
-        num_warps=config.staged_warps,
+        REGISTERS=registers,
+        STREAMED=streamed,
+        ELEMENTS=elements,
+        num_warps=warps,
         num_stages=1,
         enable_fp_fusion=False,
         # All that a thread can have. Unless told, ptxas spills to make room for a second program, which there
         # is no use for.
-        **({"maxnreg": min(255, 2048 // config.staged_warps)} if common.platform() == "cuda" else {}),
+        **({"maxnreg": min(255, 2048 // warps)} if common.platform() == "cuda" else {}),
     )

@@ -10,11 +10,13 @@ Reads C tokens, and 2 bytes a token of the segment at every step of the bisectio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast.kernels.common import load_rows
+from trimtok_fast.kernels.common import load_rows, repeated
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
     BLOCK_M,
@@ -271,7 +273,7 @@ def _nominate_kernel(
     tl.store(state_ptr + ACCEPTED, accepted)
 
 
-def nominate_launch(
+def nominate_launcher(
     *,
     scratch: Tensor,
     candidates: Tensor,
@@ -297,9 +299,11 @@ def nominate_launch(
     state: Tensor,
     config: dict[str, int],
     input_precision: str,
-) -> None:
-    """One round's candidates and picks in all segments; the kernel's signature says what each tensor is."""
-    _nominate_kernel[(len(budgets),)](
+) -> Callable[[], None]:
+    """What launches a round's nomination in all segments; the kernel's signature says what each tensor is."""
+    return repeated(
+        _nominate_kernel,
+        (len(budgets),),
         scratch_ptr=scratch,
         candidates_ptr=candidates,
         candidate_scale_ptr=candidate_scale,
@@ -331,5 +335,6 @@ def nominate_launch(
         WIDTH=tokens.shape[1],
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
-        **config,
+        # fp32 passes through more registers, which a third stage takes from it.
+        **{**config, "num_stages": 3 if columns.dtype.itemsize == 2 else 2},
     )

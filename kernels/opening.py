@@ -5,7 +5,7 @@
 - `typical`: one program a tile. The tile's most typical token; nothing where a seed has a direction.
 - `open`: one program a segment. The seeds, then the first pick.
 
-Reads the tokens twice, once more without given norms; 128 · m · d multiply-adds in `prepare`. How typical a
+Reads the tokens twice, once more without given norms; 64 · m · d multiply-adds in `prepare`. How typical a
 token is, û · Σ û, may be negative, and is 0 for a zero token: those go first that beat the best of the rest.
 """
 
@@ -45,6 +45,7 @@ def _prepare_kernel(
     given_ptr,  # [M] 1 / ‖x − origin‖, or None
     rows_ptr,  # int64 [N], ascending in each segment
     cu_segments_ptr,  # int64 [g + 1]
+    budgets_ptr,  # int64 [g]
     cu_tiles_ptr,  # int64 [g + 1]
     tile_segment_ptr,  # int64 [tiles], g where there is no tile
     inverse_ptr,  # fp32 [N] 1 / ‖x − origin‖, 0 without a direction
@@ -69,6 +70,8 @@ def _prepare_kernel(
     program = tl.program_id(0).to(tl.int64)
     segment = tl.load(tile_segment_ptr + program)
     if segment == segments:
+        return
+    if tl.load(budgets_ptr + segment) == 0:
         return
     start = tl.load(cu_segments_ptr + segment)
     size = tl.load(cu_segments_ptr + segment + 1) - start
@@ -259,7 +262,8 @@ def _open_kernel(
     picks_ptr += tl.load(cu_budgets_ptr + segment)
     gain_ptr += tl.load(cu_budgets_ptr + segment)
     first_seed = tl.load(cu_seeds_ptr + segment)
-    count = tl.load(cu_seeds_ptr + segment + 1) - first_seed
+    # Whose budget is 0 is left alone, with seeds too.
+    count = tl.minimum(tl.load(cu_seeds_ptr + segment + 1) - first_seed, budget)
     for first in range(0, count, BLOCK_M):
         offs = first + tl.arange(0, BLOCK_M)
         seed = tl.load(seeds_ptr + first_seed + offs, mask=offs < count, other=0)
@@ -343,6 +347,7 @@ def opening_launch(
     opened: dict[str, Any] = dict(budgets_ptr=budgets, cu_seeds_ptr=cu_seeds, seeds_ptr=seeds)
     _prepare_kernel[(len(tile_segment),)](
         given_ptr=inverse_norm,
+        budgets_ptr=budgets,
         value_ptr=value,
         part_ptr=part,
         stride_given_m=0 if inverse_norm is None else inverse_norm.stride(0),

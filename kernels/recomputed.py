@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast.kernels import common
-from trimtok_fast.kernels.common import Traffic
+from trimtok_fast.kernels.common import Traffic, repeated
 from trimtok_fast.kernels.directions import direction_block, inverse_length, inverse_norms, launch_config
 from trimtok_fast.kernels.greedy import TAKEN, absorb, largest_streamed, list_moved, value_of
 from trimtok_fast.kernels.similarity import cosine_of, units_of
@@ -593,35 +593,40 @@ def recomputed_launch(
     )
     # With a third stage, ptxas spills on sm_80.
     _sums_kernel[tiles](state_ptr=state, best_ptr=best, **chosen_by, **{**multiplied, "num_stages": 2})
+    pick = repeated(
+        _pick_kernel,
+        (slots,),
+        indices_ptr=indices,
+        gain_ptr=gain,
+        state_ptr=state,
+        last_ptr=last,
+        count_ptr=count,
+        token_ptr=token,
+        scale_ptr=scale,
+        offsets_ptr=offsets,
+        seeds_ptr=seeds,
+        cu_seeds_ptr=cu_seeds,
+        BLOCK_SCAN=1024,
+        num_warps=4,
+        **chosen_by,
+        **per_segment,
+    )
+    meet = repeated(
+        _meet_kernel,
+        tiles,
+        state_ptr=state,
+        last_ptr=last,
+        count_ptr=count,
+        best_ptr=best,
+        moved_ptr=moved,
+        **chosen_by,
+        **multiplied,
+    )
+    hand_over = repeated(
+        _hand_over_kernel, tiles, state_ptr=state, last_ptr=last, moved_ptr=moved, UNIT=unit, **multiplied
+    )
     for step in range(steps):
-        _pick_kernel[(slots,)](
-            indices_ptr=indices,
-            gain_ptr=gain,
-            state_ptr=state,
-            last_ptr=last,
-            count_ptr=count,
-            token_ptr=token,
-            scale_ptr=scale,
-            offsets_ptr=offsets,
-            seeds_ptr=seeds,
-            cu_seeds_ptr=cu_seeds,
-            step=step,
-            BLOCK_SCAN=1024,
-            num_warps=4,
-            **chosen_by,
-            **per_segment,
-        )
-        _meet_kernel[tiles](
-            state_ptr=state,
-            last_ptr=last,
-            count_ptr=count,
-            best_ptr=best,
-            moved_ptr=moved,
-            step=step,
-            **chosen_by,
-            **multiplied,
-        )
+        pick(step=step)
+        meet(step=step)
         if objective == "coverage":
-            _hand_over_kernel[tiles](
-                state_ptr=state, last_ptr=last, moved_ptr=moved, step=step, UNIT=unit, **multiplied
-            )
+            hand_over(step=step)

@@ -33,10 +33,11 @@ import torch
 import triton
 from torch import Tensor
 
-from trimtok_fast.kernels.absorb import absorb_launch
+from trimtok_fast.kernels import common
+from trimtok_fast.kernels.absorb import absorb_launcher
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.kernels.finish import finish_launch
-from trimtok_fast.kernels.nominate import nominate_launch
+from trimtok_fast.kernels.nominate import nominate_launcher
 from trimtok_fast.kernels.opening import opening_launch
 from trimtok_fast.kernels.rounds_common import BLOCK_M, CANDIDATES
 
@@ -45,7 +46,9 @@ def launch_config(width: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes, warps and stages, by the tokens' width and type alone."""
     # An fp32 product keeps three copies of what it multiplies in registers.
     widest = 64 if dtype.itemsize == 2 else 16
-    return dict(BLOCK_D=min(widest, max(16, triton.next_power_of_2(width))), num_warps=8, num_stages=2)
+    # As many threads on AMD, where a warp has 64: more would load less than 128 bits each.
+    warps = 4 if common.platform() == "hip" else 8
+    return dict(BLOCK_D=min(widest, max(16, triton.next_power_of_2(width))), num_warps=warps, num_stages=2)
 
 
 def tile_count(rows: int, segments: int, bound: int) -> int:
@@ -148,16 +151,18 @@ def rounds_launch(
         **chosen,
         **shared,
     )
+    nominate = nominate_launcher(
+        scratch=scratch,
+        candidates=candidates,
+        candidate_scale=candidate_scale,
+        apart=apart,
+        limit=limit,
+        **chosen,
+        **met,
+        **shared,
+    )
+    absorb = absorb_launcher(tile_segment=tile_segment, **met, **shared)
     for _ in range(rounds):
-        nominate_launch(
-            scratch=scratch,
-            candidates=candidates,
-            candidate_scale=candidate_scale,
-            apart=apart,
-            limit=limit,
-            **chosen,
-            **met,
-            **shared,
-        )
-        absorb_launch(tile_segment=tile_segment, **met, **shared)
+        nominate()
+        absorb()
     finish_launch(**chosen, **met, **shared)

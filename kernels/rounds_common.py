@@ -12,8 +12,8 @@ from trimtok_fast.kernels.directions import direction_block
 GROUP = tl.constexpr(16)
 #: How many of its largest values a group hands to `nominate`: a power of 2.
 KEEP = tl.constexpr(4)
-#: Tokens in a tile.
-BLOCK_M = tl.constexpr(128)
+#: Tokens in a tile: small enough that a GPU is full from 10,000 tokens on.
+BLOCK_M = tl.constexpr(64)
 #: The most candidates that a round can have.
 CANDIDATES = tl.constexpr(128)
 #: The fewest columns that a product can have.
@@ -96,7 +96,7 @@ def write_columns(
 ):
     """Store û of some rows, rounded for the products."""
     offs_c = tl.arange(0, COLUMNS)
-    for first in range(0, WIDTH, BLOCK_D):
+    for first in tl.range(0, WIDTH, BLOCK_D, num_stages=3):
         offs_d = first + tl.arange(0, BLOCK_D)
         unit = direction_block(
             tokens_ptr,

@@ -16,7 +16,7 @@ Who does what. Rows come in chunks of `CHUNK_M` that start where their image (or
 Launches: sums, combine, finish. With `center="none"` the tokens are read once, so t̄ must be known before:
 with text, sums runs twice, first over the text, and finish adds up the chunks itself.
 
-Bytes: X once or, about μ, twice; 4 d written and read per chunk and sum, 3 % of a pass in bf16. 6 operations
+Bytes: X once or, about μ, twice; 4 d written and read per chunk and sum, 6 % of a pass in bf16. 6 operations
 an element and pass: bound by memory everywhere.
 
 Rules. Zero tokens and what is not finite add nothing, the latter get inverse norm NaN. No atomics, every sum
@@ -46,9 +46,9 @@ from trimtok_fast.kernels.common import (
     row_norm,
 )
 
-#: Rows whose sums are taken in fp32, by one program: few enough for the digits that D_intra needs, enough
-#: that the sums' own traffic does not count.
-CHUNK_M = 128
+#: Rows whose sums are taken in fp32, by one program: few enough for the digits that D_intra needs and to keep
+#: every multiprocessor busy, enough that the sums' own traffic hardly counts.
+CHUNK_M = 64
 MAX_WIDTH = 8192
 
 
@@ -86,6 +86,7 @@ def _sum_chunk(
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The sums over rows first to last − 1, as row `chunk` of the outputs; `None` for what is not wanted."""
     offs_d = tl.arange(0, BLOCK_D)
@@ -93,7 +94,7 @@ def _sum_chunk(
     total = tl.zeros([BLOCK_D], tl.float32)
     usable_rows = tl.zeros([BLOCK_M], tl.int32)
     present_rows = tl.zeros([BLOCK_M], tl.int32)
-    for row in range(first, last, BLOCK_M):
+    for row in tl.range(first, last, BLOCK_M, num_stages=STAGES):
         offs_m = row + tl.arange(0, BLOCK_M).to(tl.int64)
         mask_m = offs_m < last
         x = load_rows(rows_ptr, offs_m, mask_m, 0, stride_m, stride_d, D, BLOCK_D).to(tl.float32)
@@ -143,10 +144,11 @@ def _sums_kernel(
     stride_tokens_d,
     stride_text_m,
     stride_text_d,
-    # block sizes
+    # block sizes, tiles that are on their way
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     chunk = first_chunk + tl.program_id(0).to(tl.int64)
     first = tl.load(chunks_ptr + chunk * 3)
@@ -172,6 +174,7 @@ def _sums_kernel(
                 D,
                 BLOCK_M,
                 BLOCK_D,
+                1,
             )
     else:
         mean_text = None
@@ -201,6 +204,7 @@ def _sums_kernel(
             D,
             BLOCK_M,
             BLOCK_D,
+            STAGES,
         )
 
 
@@ -348,9 +352,10 @@ def _measure_chunk(
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Inverse norms about the origin and, with text, alignments of rows first to last − 1."""
-    for row in range(first, last, BLOCK_M):
+    for row in tl.range(first, last, BLOCK_M, num_stages=STAGES):
         offs_m = row + tl.arange(0, BLOCK_M).to(tl.int64)
         mask_m = offs_m < last
         norm = tl.load(norm_ptr + offs_m, mask=mask_m, other=0.0)
@@ -390,10 +395,11 @@ def _finish_kernel(
     # strides
     stride_tokens_m,
     stride_tokens_d,
-    # block sizes
+    # block sizes, tiles that are on their way
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     if program < samples:
@@ -434,25 +440,27 @@ def _finish_kernel(
                 D,
                 BLOCK_M,
                 BLOCK_D,
+                STAGES,
             )
 
 
-def launch_config(d: int) -> dict[str, int]:
-    """Block sizes and warps of the kernels that hold whole rows: up to 32 elements of a tile a thread.
+def launch_config(d: int, dtype: torch.dtype) -> dict[str, int]:
+    """Block sizes, warps and stages of the kernels that hold whole rows: up to 32 elements a thread.
 
-    With 64, d = 3584 takes 150 to 190 registers on sm_90, and one program fills a multiprocessor: nothing is
-    read while it adds up.
+    With 64, d = 3584 takes 150 to 190 registers on sm_90, and one program fills a multiprocessor. The tiles
+    that come next are on their way while one is added up: as many as fit the shared memory everywhere.
     """
     block_d = max(16, triton.next_power_of_2(d))
     num_warps = min(16, max(4, block_d // 512))
     block_m = max(1, min(64, 32 * 32 * num_warps // block_d))
-    return {"BLOCK_M": block_m, "BLOCK_D": block_d, "num_warps": num_warps, "num_stages": 1}
+    stages = 3 if block_m * block_d * dtype.itemsize <= 2**15 else 2
+    return {"BLOCK_M": block_m, "BLOCK_D": block_d, "STAGES": stages, "num_warps": num_warps}
 
 
 def combine_config(d: int) -> dict[str, int]:
-    """Block sizes and warps of `_combine_kernel`."""
-    block_d = min(256, max(16, triton.next_power_of_2(d)))
-    return {"BLOCK_C": 16, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 1}
+    """Block sizes and warps of `_combine_kernel`: a sample's many chunks take few steps."""
+    block_d = min(64, max(16, triton.next_power_of_2(d)))
+    return {"BLOCK_C": 64, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 1}
 
 
 def traffic(sizes: Sequence[int], d: int, dtype: torch.dtype, *, centred: bool) -> Traffic:
@@ -497,7 +505,7 @@ def statistics_launch(
     d = tokens.shape[1]
     images, samples, token_chunks = len(diversity), len(variation), len(chunks) - text_chunks
     centred = origin is not None
-    rows = launch_config(d)
+    rows = launch_config(d, tokens.dtype)
 
     def sums(first_chunk: int, programs: int) -> None:
         _sums_kernel[(programs,)](

@@ -42,9 +42,10 @@ def guarded(values: Tensor, column_step: int = 1, lead: int = 1) -> Tensor:
 def awkward(tokens):
     """The same values: transposed, strided and misaligned among NaN."""
     count, width = tokens.shape
-    wide = torch.full((count + 2, 2 * width + 5), float("nan"), dtype=tokens.dtype)
+    options = {"dtype": tokens.dtype, "device": tokens.device}
+    wide = torch.full((count + 2, 2 * width + 5), float("nan"), **options)
     wide[1:-1, 1 : 1 + 2 * width : 2] = tokens
-    flat = torch.full((count * width + 2,), float("nan"), dtype=tokens.dtype)
+    flat = torch.full((count * width + 2,), float("nan"), **options)
     flat[1:-1] = tokens.flatten()
     return {
         "transposed": tokens.T.contiguous().T,

@@ -172,6 +172,15 @@ def test_loose_bounds_and_spare_rows_change_nothing():
     assert loose[0][16:].tolist() == [-1] * 4 and loose[1][16:].isnan().all()
 
 
+def test_segments_that_others_do_are_left_alone_with_their_seeds_too():
+    tokens = make_tokens("noise", 90, 8)
+    seeds = {"seeds": torch.tensor([3, 1, 40]), "cu_seeds": torch.tensor([0, 2, 3])}
+    positional, named = arguments(tokens, [0, 30, 90], [7, 9], **seeds)
+    picks, gain = triton_rounds.select_in_rounds(*positional, **named, above=30)
+    assert picks[:7].tolist() == [-1] * 7 and gain[:7].isnan().all()
+    assert torch.equal(picks[7:], triton_rounds.select_in_rounds(*positional, **named)[0][7:])
+
+
 @pytest.mark.parametrize("planned", [0, 2])
 def test_the_finisher_does_what_the_rounds_have_left(planned, monkeypatch):
     tokens = make_tokens("photo-like", 90, 24)

@@ -36,12 +36,12 @@ def _when_compiling(eager: Callable[P, R]) -> Callable[[Callable[P, R]], Callabl
     return decorate
 
 
-def _integers(value: Boundaries) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+def _integers(value: Boundaries, device: torch.device | None = None) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64, device=device)
 
 
-def _optional_integers(value: Boundaries | None) -> Tensor | None:
-    return None if value is None else _integers(value)
+def _optional_integers(value: Boundaries | None, device: torch.device | None = None) -> Tensor | None:
+    return None if value is None else _integers(value, device)
 
 
 _STATISTICS = (
@@ -197,7 +197,7 @@ def greedy_select(
         _integers(cu_segments),
         _integers(budgets),
         objective,
-        _optional_integers(seeds),
+        _optional_integers(seeds, tokens.device),
         _optional_integers(cu_seeds),
         None if origin is None else origin.detach(),
         None if inverse_norm is None else inverse_norm.detach(),

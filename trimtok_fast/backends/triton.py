@@ -151,7 +151,7 @@ def greedy_select(
             workspace_bytes=workspace_bytes,
             **shared,
         )
-        stored = largest_stored(form_of(tokens, objective), bound, workspace_bytes)
+        stored = largest_stored(form_of(tokens, objective), objective, bound, workspace_bytes)
         if objective == "max_min" and bound > stored:
             picks, distance = select_in_rounds(
                 tokens, cu_segments, budgets, candidates=candidates, above=stored, **shared

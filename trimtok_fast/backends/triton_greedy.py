@@ -18,6 +18,9 @@ from trimtok_fast.kernels import common, directions, greedy, recomputed, similar
 
 #: Slots of one launch: what CUDA allows in the second dimension of a grid.
 MOST_SLOTS = 65_535
+#: Tokens above which `max_min` goes in rounds, whatever fits the workspace: they are faster than one program
+#: that streams a matrix (measured on an H100).
+ROUNDS_ABOVE = 4096
 
 
 class Form(NamedTuple):
@@ -70,9 +73,12 @@ def slot_bytes(size: int, form: Form) -> int:
     return rows * each
 
 
-def largest_stored(form: Form, bound: int, workspace_bytes: int) -> int:
-    """The size of the largest segment, up to `bound`, whose slot fits the workspace; 0 if none does."""
-    low, high = 0, bound
+def largest_stored(form: Form, objective: str, bound: int, workspace_bytes: int) -> int:
+    """The size of the largest segment, up to `bound`, that is done over stored similarities; 0 if none is.
+
+    Its slot fits the workspace, and with `max_min` it is no larger than ROUNDS_ABOVE.
+    """
+    low, high = 0, min(bound, ROUNDS_ABOVE) if objective == "max_min" else bound
     while low < high:
         middle = (low + high + 1) // 2
         if slot_bytes(middle, form) <= workspace_bytes:
@@ -170,7 +176,7 @@ def select_stored(
     ordered, places = _sort_rows(rows, cu_segments, seeds, cu_seeds, len(tokens))
     form = form_of(tokens, objective)
     bound = bound if lengths is None else max(lengths, default=0)
-    stored = largest_stored(form, bound, workspace_bytes)
+    stored = largest_stored(form, objective, bound, workspace_bytes)
     common: dict[str, Any] = dict(
         tokens=tokens,
         cu_segments=cu_segments,
@@ -214,7 +220,7 @@ def _over_stored(
 ) -> None:
     """One group: similarities and picks, by the launches that its sizes need."""
     work = allocate(common["tokens"], slots, size, form, greedily["objective"])
-    fused = greedy.launch_config().fused
+    fused, middle = greedy.launch_config().fused, greedy.launch_config().small
     one_launch = {"directions", "scale", "matrix", "partial", "moved"}
     if any(n <= fused for n in sizes):
         slot = {name: getattr(work, name) for name in one_launch}
@@ -233,7 +239,11 @@ def _over_stored(
             input_precision=precision,
             **group,
         )
-        greedy.staged_launch(indices, gain, **work._asdict(), rows=common["rows"], **group, **greedily)
+        for small in (True, False):
+            if any(n > fused and (n <= middle) == small for n in sizes):
+                greedy.staged_launch(
+                    indices, gain, **work._asdict(), rows=common["rows"], small=small, **group, **greedily
+                )
 
 
 def _recomputed(

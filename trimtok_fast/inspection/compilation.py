@@ -76,13 +76,12 @@ def compiling_for(target: Target) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     run, former = JITFunction.run, driver._active
 
-    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         code = run(kernel, *args, grid=grid, warmup=True, **options)
         name = kernel.__name__.removeprefix("_").removesuffix("_kernel")
         module = kernel.__module__.rpartition(".")[2]
         constants = {p.name: options[p.name] for p in kernel.params if p.is_constexpr and p.name in options}
         launches.append(Launch(name, module, tuple(grid), str(constants), code))
-        return code
 
     JITFunction.run = compile_only
     driver.set_active(_AbsentDevice(target))

@@ -146,8 +146,8 @@ class Workload:
             return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, seeds, rows)
 
         def every_form(objective: str) -> None:
-            fused = greedy.launch_config().fused
-            for size in (fused, fused + 1):
+            fused, small = greedy.launch_config().fused, greedy.launch_config().small
+            for size in (fused, fused + 1, small + 1):
                 one(objective, size, config.workspace_bytes)
             one(objective, fused, 0)
 
