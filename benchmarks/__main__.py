@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import long_context, machine, prefill, speed, sweep
+from benchmarks import device_time, long_context, machine, prefill, speed, sweep
 from benchmarks.options import Options
 from benchmarks.report import duration
 
@@ -58,6 +58,12 @@ SECTIONS = {
     ),
     "long-context": Section(
         "prune on 16, 64 and 256 images", long_context.measure, long_context.tables, long_context.plot
+    ),
+    "device-time": Section(
+        "what of a call is the device's, by CUDA graphs",
+        device_time.measure,
+        device_time.tables,
+        device_time.plot,
     ),
     "quality": Section(
         "every method on real photographs, judged by tasks",

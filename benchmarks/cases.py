@@ -74,18 +74,17 @@ def max_min(tokens: Tensor, budget: int, rescan: bool = True) -> Case:
             needs=matrix,
         )
 
-    def on_cuda() -> dict[str, Contender]:
-        contenders.matrix_running_minimum(tokens, 3, first, compiled=True)  # compiling is no contender's time
-        return {
+    others |= _only_on_cuda(
+        tokens,
+        lambda: {
             COMPILED + RUNNING: Contender(
                 lambda: contenders.matrix_running_minimum(tokens, budget, first, compiled=True),
                 work=product,
                 needs=matrix,
             ),
             OWN_TORCH: Contender(lambda: ours("torch")),
-        }
-
-    others |= _only_on_cuda(tokens, on_cuda)
+        },
+    )
     return Case(
         f"max_min, {_shape(tokens, budget)}",
         {OURS: Contender(ours), **others, TALL: Contender(lambda: unit @ some.T, limit=True)},
@@ -225,10 +224,7 @@ def statistics(tokens: Tensor, images: int) -> Case:
         return tt.token_statistics(tokens, boundaries, center=center, backend=backend)
 
     def pairwise(dtype: torch.dtype, compiled: bool = False) -> Contender:
-        run = contenders.pairwise_diversity
-        if compiled:
-            run = torch.compile(run)
-            run(tokens, images, dtype)  # compiling is no contender's time
+        run = torch.compile(contenders.pairwise_diversity) if compiled else contenders.pairwise_diversity
         return Contender(
             lambda: run(tokens, images, dtype),
             work=images * size * size * width,

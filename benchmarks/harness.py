@@ -213,6 +213,8 @@ def _judged(case: Case, name: str) -> tuple[float, int | None, str]:
     """Seconds and peak memory of the first run, and what is wrong with it."""
     contender = case.contenders[name]
     try:
+        if device() == "cuda":
+            contender.run()  # what is compiled for this shape is no contender's time
         with Peak() as peak:
             seconds, result = timed(contender.run)
     except UNABLE as error:

@@ -118,7 +118,8 @@ def measure(options: Options) -> dict[str, Any]:
 
 def measure_point(point: Point, effort: Effort, without: tuple[str, ...] = ()) -> list[Row]:
     """The rows of one point; what is loaded or compiled once is no contender's time or memory."""
-    _warm_up(point.op, without)
+    if device() == "cpu":
+        _warm_up(point.op, without)
     return measure_case(_without(point.case(), without), effort)
 
 
