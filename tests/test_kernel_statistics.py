@@ -23,6 +23,10 @@ def check_statistics(tokens, *boundaries, **options):
         test_statistics.check_statistics(tokens, *boundaries, backend="triton", **options)
 
 
+#: Channels that make a chunk several tiles, so that loads of the next are under way.
+WIDE = 140
+
+
 def hard_batch(dtype=torch.float32, width=20):
     """Ends of chunks, zero tokens, an image of them, one without a sum, text of any length, and none."""
     tokens = make_tokens("clusters", 3 * CHUNK + 60, width, offset=1.0, dtype=dtype)
@@ -140,7 +144,7 @@ def test_three_launches_at_most(text, center):
 @pytest.mark.parametrize("center", CENTERS)
 def test_compiled_code(center, dtype):
     with simulated():
-        check_statistics(**hard_batch(dtype), center=center)
+        check_statistics(**hard_batch(dtype, WIDE), center=center)
 
 
 @pytest.mark.parametrize("center", CENTERS)
@@ -154,7 +158,7 @@ def test_compiled_code_reads_each_token_once(center):
 
 
 def test_compiled_code_gives_the_same_bits_in_any_order():
-    batch, found = hard_batch(), []
+    batch, found = hard_batch(width=WIDE), []
     for seed in (0, 1):
         with simulated(seed=seed):
             found.append(tt.token_statistics(**batch, backend="triton"))
@@ -206,7 +210,7 @@ def test_compiled_code_gives_the_same_bits_in_any_order():
 )
 def test_a_planted_fault_is_caught(old, new, monkeypatch, tmp_path):
     plant(monkeypatch, statistics, old, new, tmp_path)
-    batch = hard_batch()
+    batch = hard_batch(width=WIDE)
     batch["tokens"] = guarded(batch["tokens"], column_step=2)
     with pytest.raises((AssertionError, ExecutionFault)), simulated():
         for center in CENTERS:
