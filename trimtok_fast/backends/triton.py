@@ -124,8 +124,9 @@ def greedy_select(
 ) -> tuple[Tensor, Tensor]:
     """Every segment's greedy, many at a time: over stored similarities where they fit the workspace.
 
-    A segment of more tokens goes by `max_min` in rounds, by the other objectives with similarities that are
-    computed at each use. Each segment's own size decides, on the device: a batch equals its segments alone.
+    A segment of more tokens (with `max_min` of more than 4,096 in any case) goes by `max_min` in rounds, by
+    the other objectives with similarities that are computed at each use. Each segment's own size decides, on
+    the device: a batch equals its segments alone.
     """
     device = tokens.device
     exact = isinstance(segments, Segments)
