@@ -73,7 +73,6 @@ def max_min(tokens: Tensor, budget: int, rescan: bool = True) -> Case:
             work=product + count * budget * budget / 2,
             needs=matrix,
         )
-
     others |= _only_on_cuda(
         tokens,
         lambda: {

@@ -33,7 +33,7 @@ class Workload:
     build: Callable[[], Callable[[], Any]]
 
 
-def bounds(tokens: Tensor, size: int) -> range:
+def boundaries(tokens: Tensor, size: int) -> range:
     """Of images of one size."""
     return range(0, len(tokens) + 1, size)
 
@@ -54,7 +54,7 @@ def workloads(quick: bool) -> list[Workload]:
             f"token_statistics, center={center!r}, {images} x {size} x {width:,}",
             images * size,
             width,
-            lambda tokens: lambda: tt.token_statistics(tokens, bounds(tokens, size), center=center),
+            lambda tokens: lambda: tt.token_statistics(tokens, boundaries(tokens, size), center=center),
         )
 
     def prune(images: int, size: int, width: int, share: float, text: bool) -> None:
@@ -62,7 +62,7 @@ def workloads(quick: bool) -> list[Workload]:
             words = make_tokens("noise", 64, width, seed=1).to(tokens) if text else None
             # The check reads a value back, which a graph cannot hold.
             config = tt.PruneConfig(keep_ratio=share, check_finite=False)
-            return lambda: tt.prune(tokens, bounds(tokens, size), text=words, config=config)
+            return lambda: tt.prune(tokens, boundaries(tokens, size), text=words, config=config)
 
         name = f"prune, {images} x {size:,} x {width:,}, keep {share:.0%}"
         add(f"{name}, {'with' if text else 'without'} text", images * size, width, build)

@@ -96,7 +96,7 @@ def write_columns(
 ):
     """Store û of some rows, rounded for the products."""
     offs_c = tl.arange(0, COLUMNS)
-    for first in tl.range(0, WIDTH, BLOCK_D, num_stages=3):
+    for first in tl.range(0, WIDTH, BLOCK_D, num_stages=3):  # the next blocks are under way meanwhile
         offs_d = first + tl.arange(0, BLOCK_D)
         unit = direction_block(
             tokens_ptr,

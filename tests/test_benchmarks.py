@@ -12,6 +12,7 @@ from benchmarks import (
     cases,
     checks,
     contenders,
+    device_time,
     floors,
     harness,
     long_context,
@@ -214,6 +215,15 @@ def test_device_time_is_taken_by_events(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda count, dtype, device: log.append("flush") or empty(1))
     assert harness.timed(lambda: log.append("run")) == (0.012, None)
     assert log == ["flush", "event", "run", "event", "synchronize"]
+
+
+def test_calls_are_timed_where_nothing_can_be_replayed():
+    found = device_time.measure(Options(quick=True, rounds=1, only="max_min, 256"))
+    assert [row["name"] for row in found["rows"]] == ["max_min, 256 x 1,024, 51 picks"]
+    assert found["rows"][0]["call"] > 0 and found["rows"][0]["replay"] is None
+    assert device_time.tables(found).startswith("No GPU")
+    replayed = {"rows": [{**found["rows"][0], "replay": 0.0025}]}
+    assert "2.5 ms" in device_time.tables(replayed) and "No GPU" not in device_time.tables(replayed)
 
 
 @pytest.mark.parametrize("count", [64, 2048])

@@ -7,7 +7,9 @@ import torch
 
 import trimtok_fast as tt
 from benchmarks.workloads import make_tokens
+from tests.kernel_harness import launched
 from tests.test_greedy import check_selection
+from trimtok_fast.backends import triton_greedy
 from trimtok_fast.config import OBJECTIVES
 
 CU_TOKENS, CU_IMAGES, CU_TEXT = [0, 30, 31, 60, 90], [0, 2, 4], [0, 5, 5]
@@ -73,6 +75,16 @@ def test_segments_that_fit_the_workspace_beside_one_that_does_not(objective):
         own = slice(start, start + budget)
         assert torch.equal(found[0][own], alone[0] + low) and torch.equal(found[1][own], alone[1])
         start += budget
+
+
+def test_max_min_of_more_tokens_than_a_program_should_stream_goes_in_rounds(monkeypatch):
+    monkeypatch.setattr(triton_greedy, "ROUNDS_ABOVE", 30)
+    tokens = make_tokens("clusters", 61, 12)
+    with launched() as launches:
+        check_selection(
+            tokens, [0, 30, 61], [6, 7], "max_min", backend="triton", seeds=[3, 40], cu_seeds=[0, 1, 2]
+        )
+    assert {"fused", "absorb"} <= {launch.name for launch in launches}
 
 
 def test_budgets_are_not_read_where_their_total_is_given():

@@ -240,8 +240,12 @@ def greedy_select(
     if total is not None:
         total = check_integer("total", total, minimum=0)
     counts: list[int] | Tensor
-    on_device = isinstance(budgets, Tensor) and budgets.device == tokens.device
-    if total is not None and isinstance(budgets, Tensor) and on_device and not run.ON_HOST:
+    if (
+        total is not None
+        and isinstance(budgets, Tensor)
+        and budgets.device == tokens.device
+        and not run.ON_HOST
+    ):
         counts, size = _check_unread_budgets(budgets, segments, tokens), total
     else:
         counts = _check_budgets(budgets, segments, total)
