@@ -20,12 +20,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.workloads import DTYPES
 from tests.ptxsim import CompiledCode, ExecutionFault, ExecutionReport, compile_for, run_compiled
 from trimtok_fast.kernels import common
 
 BARRIER = re.compile(r"^[ \t]*bar\.sync[^;]*;", re.MULTILINE)
 SENTINEL = 77
 _NUMBERS = itertools.count()
+
+
+def quick(*names: str) -> list[Any]:
+    """All dtypes; those that are not named take too long together for `make test`."""
+    return [
+        pytest.param(dtype, id=name, marks=() if name in names else pytest.mark.slow)
+        for name, dtype in DTYPES.items()
+    ]
 
 
 def guarded(values: Tensor, column_step: int = 1, lead: int = 1) -> Tensor:

@@ -288,6 +288,13 @@ def test_fronts_are_checked_by_their_definition():
                     checks.assert_fronts(diversity, alignment, wrong)
 
 
+#: Seconds to load, and a minute and a half to compile its C++ the first time.
+SLOW_TO_START = {cases.APRICOT, cases.FPS}
+
+
+@pytest.mark.parametrize(
+    "slow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "slow to start"]
+)
 @pytest.mark.parametrize(
     "build",
     [
@@ -302,10 +309,10 @@ def test_fronts_are_checked_by_their_definition():
     ],
     ids=["max_min", "coverage", "divprune", "divprune seeded", "trimtokenator", "dpp", "gather", "pareto"],
 )
-def test_a_case_takes_its_contenders_results_and_no_others(build):
+def test_a_case_takes_its_contenders_results_and_no_others(build, slow):
     case = build()
     for name, contender in case.contenders.items():
-        if contender.limit or name == cases.APRICOT:  # apricot takes seconds to load
+        if contender.limit or (name in SLOW_TO_START) != slow:
             continue
         result = contender.run()
         case.check(name, result)
