@@ -79,7 +79,8 @@ class Row:
         seconds: median over the runs that count; `None` for who did not run.
         rounds: how many those are, over all rounds.
         ratio: its time over ours, from the medians of one interleaved run.
-        peak_bytes: how far memory rose in its first run; `None` where the system does not tell.
+        peak_bytes: how far memory rose in its first run, in its second if that took less than a turn; `None`
+            where the system does not tell.
         target: what the ratio should reach, e.g. ">= 3" or "ours <= 1.5 x"; empty without one.
         met: whether it does; `None` without a target.
         gigabytes: a second, of those that the kernels must move; on a GPU only.
@@ -210,13 +211,16 @@ def _left_out(name: str, contender: Contender, effort: Effort) -> str:
 
 
 def _judged(case: Case, name: str) -> tuple[float, int | None, str]:
-    """Seconds and peak memory of the first run, and what is wrong with it."""
+    """Seconds of the first run, peak memory, and what is wrong with the result."""
     contender = case.contenders[name]
     try:
         if device() == "cuda":
             contender.run()  # what is compiled for this shape is no contender's time
         with Peak() as peak:
             seconds, result = timed(contender.run)
+        if seconds < TURN:
+            with Peak() as peak:  # what libraries load at a first call is no contender's memory
+                contender.run()
     except UNABLE as error:
         if name == OURS:
             raise

@@ -251,12 +251,19 @@ def test_bad_input(argument, value, error):
         tt.dpp_select(**arguments)
 
 
+def test_the_size_of_a_block_decides_no_pick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpp, "BLOCK_ROWS", 7)
+        test_the_number_of_candidates_decides_no_pick("photo-like", 64)
+
+
 CHECK = partial(test_the_number_of_candidates_decides_no_pick, "clusters", 3)
 
 
 def agreement():
-    """Few candidates and small working sets, ragged segments, what is left."""
+    """Few candidates and small working sets, small blocks, ragged segments, what is left."""
     CHECK()
+    test_the_size_of_a_block_decides_no_pick()
     test_torch_agrees_with_the_reference(257, 40, torch.float32)
     test_ties_go_to_the_larger_relevance_then_to_the_lowest_row("torch")
     test_a_batch_equals_its_segments_alone(torch.float32)
@@ -267,13 +274,15 @@ def agreement():
 BY_HAND = partial(test_by_hand, "reference")
 FAULTS = {
     (dpp.dpp, agreement): [
-        ("older picks cost nothing", "own.square_().sum(1) + ", ""),
-        ("older picks forgotten", ", own.T, alpha=-1", ", own.T, alpha=0"),
-        ("factor not solved for", "new = torch.linalg", "new = 0 * torch.linalg"),
+        ("older picks cost nothing", "own.square_().sum(1)", "own[:, known:].square_().sum(1)"),
+        ("older picks forgotten", "lower[:, :start].T, alpha=-1", "lower[:, :start].T, alpha=0"),
+        ("factor not solved for", "= torch.linalg", "= 0 * torch.linalg"),
         ("lengths count", ".mul_(inverse_norm)", ""),
-        ("another's vector", "some[winners]", "some[winners - 1]"),
-        ("another's row of the factor", "factor[at[winners]]", "factor[at[winners - 1]]"),
-        ("factor not kept", "factor[:, known:count].index_copy_(0, at, new)", "pass"),
+        ("lengths of picks count", ".mul_(vectors.inverse_norm.index_select(0, lacking))", ""),
+        ("another's vector", "vectors.load(lacking, ", "vectors.load(lacking.flip(0), "),
+        ("another's row of the factor", ".index_select(0, lacking)\n", ".index_select(0, lacking.flip(0))\n"),
+        ("the first block of picks alone", "range(known, count, BLOCK_ROWS)", "[known]"),
+        ("factor not kept", "factor[:, known:count].index_copy_(0, at, own[:, known:])", "pass"),
         ("bound of the rest ignored", "outside = max(", "outside = min("),
         ("never more than the rank", "return picks + rest", "return picks + rest[:0]"),
         ("zero tokens have something", "np.where(vectors.present, ", "np.where(True, "),
@@ -281,9 +290,9 @@ FAULTS = {
     ],
     (dpp._contest, agreement): [
         ("bound ignored", "value[best] < bound or", "False and"),
-        ("candidates blind to each other", "value - rows[done] ** 2", "value"),
+        ("candidates blind to each other", "value -= row * row", "value -= 0"),
         ("earlier winners forgotten", " - rows[:done, best] @ rows[:done]", ""),
-        ("root forgotten", ") / root", ")"),
+        ("root forgotten", "row /= root", "pass"),
         ("picked again", "value[won] = PICKED", "pass"),
     ],
     (torch_backend.dpp_select, agreement): [

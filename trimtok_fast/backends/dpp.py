@@ -21,7 +21,7 @@ from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, to_d
 from trimtok_fast.backends.greedy import largest
 
 #: A round brings this many times its candidates up to date.
-WORKING_SET = 6
+WORKING_SET = 4
 #: The value of what is picked: what is left of a token is never below 0.
 PICKED = -1.0
 
@@ -41,26 +41,30 @@ def dpp(
     spent = np.maximum(whole * constants.SPENT_SHARE, whole.max() * constants.SPENT)
     left = whole.copy()
     factor = relevance.new_empty(len(left), budget)
-    picked = factor.new_empty(budget, vectors.tokens.shape[1])  # the picks' vectors
-    lower = factor.new_empty(budget, budget)  # and their rows of the factor
-    room = max(BLOCK_ROWS, min(candidates, len(left)))
-    block = factor.new_empty(room, vectors.tokens.shape[1])  # tokens as they are gathered
     met = np.zeros(len(left), dtype=np.int64)  # how many columns of the factor each token has
-    count = 0
+    # Where tokens are gathered, and the picks that they are to meet.
+    block = factor.new_empty(max(BLOCK_ROWS, min(candidates, len(left))), vectors.tokens.shape[1])
+    others = factor.new_empty(min(BLOCK_ROWS, budget), vectors.tokens.shape[1])
 
     def refresh(part: Array) -> None:
-        known = int(met[part].min())
+        known, count = int(met[part].min()), len(picks)
         if known == count:
             return
         at = to_device(part, vectors)
-        own, inverse_norm = factor[:, :known].index_select(0, at), vectors.inverse_norm.index_select(0, at)
         tokens = vectors.load(at, block[: len(part)])
-        rest = (picked[known:count] @ tokens.T).mul_(inverse_norm)
-        rest.addmm_(lower[known:count, :known], own.T, alpha=-1)
-        new = torch.linalg.solve_triangular(lower[known:count, known:count], rest, upper=False).T
-        factor[:, known:count].index_copy_(0, at, new)
-        taken = to_host((own.square_().sum(1) + new.square_().sum(1)).double())
-        met[part], left[part] = count, _cut(whole[part] - taken, spent[part])
+        inverse_norm = vectors.inverse_norm.index_select(0, at).unsqueeze(1)
+        own = factor[:, :count].index_select(0, at)
+        for start in range(known, count, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, count)
+            lacking = to_device(np.array(picks[start:stop]), vectors)
+            lower = factor[:, :stop].index_select(0, lacking)
+            rest = tokens @ vectors.load(lacking, others[: stop - start]).T
+            rest.mul_(inverse_norm).mul_(vectors.inverse_norm.index_select(0, lacking))
+            rest.addmm_(own[:, :start], lower[:, :start].T, alpha=-1)
+            root = lower[:, start:].T
+            own[:, start:stop] = torch.linalg.solve_triangular(root, rest, upper=True, left=False)
+        factor[:, known:count].index_copy_(0, at, own[:, known:])
+        met[part], left[part] = count, _cut(whole[part] - to_host(own.square_().sum(1).double()), spent[part])
 
     picks: list[int] = []
     gains: list[float] = []
@@ -77,19 +81,16 @@ def dpp(
             outside = max(
                 outside, (beaten[0], int(working[beaten[1]])), key=lambda bound: (bound[0], -bound[1])
             )
-        at = to_device(contenders, vectors)
+        at, count = to_device(contenders, vectors), len(picks)
         known = factor[:, :count].index_select(0, at)
         some = vectors.load(at, block[: len(at)]).mul_(vectors.inverse_norm.index_select(0, at)[:, None])
         kernel = to_host(torch.addmm(some @ some.T, known, known.T, alpha=-1).double())
         won, rows = _contest(kernel, left, spent, contenders, outside, budget - len(picks))
         gains += [float(row[place] ** 2) for row, place in zip(rows, won, strict=True)]
         picks += contenders[won].tolist()
-        winners, new = to_device(won, vectors), slice(count, count + len(won))
-        factor[:, new].index_copy_(0, at, to_device(rows.T, vectors).to(factor.dtype))
-        picked[new] = some[winners]
-        lower[new] = factor[at[winners]]
-        count += len(won)
-        met[contenders] = count
+        new = to_device(rows.T, vectors).to(factor.dtype)
+        factor[:, count : len(picks)].index_copy_(0, at, new)
+        met[contenders] = len(picks)
     rest = np.flatnonzero(left != PICKED)[: budget - len(picks)].tolist()
     return picks + rest, gains + [0.0] * len(rest)
 
@@ -117,10 +118,13 @@ def _contest(
             break
         done = len(won)
         root = value[best] ** 0.5
-        rows[done] = (kernel[best] - rows[:done, best] @ rows[:done]) / root
-        rows[done, best] = root
+        row = rows[done]
+        row[:] = kernel[best] - rows[:done, best] @ rows[:done]
+        row /= root
+        row[best] = root
         won.append(best)
-        value = _cut(value - rows[done] ** 2, floor)
-        value[won] = PICKED
+        value -= row * row  # which leaves the pick itself nothing but rounding
+        value *= value > floor
+    value[won] = PICKED
     left[contenders] = value
     return np.array(won, dtype=np.int64), rows[: len(won)]
