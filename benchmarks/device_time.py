@@ -96,13 +96,13 @@ def measure(options: Options) -> dict[str, Any]:
     """Median seconds of each call, and of its replay where there is a GPU; small ones where there is none."""
     small = options.quick or device() == "cpu"
     wanted = [work for work in workloads(small) if options.only in work.name]
-    rows = []
+    rows, rounds = [], options.effort().rounds
     for work in track(wanted, "device time", lambda work: work.name):
         run = work.build()
         run()
-        row = {"name": work.name, "call": _median(run, options.rounds), "replay": None}
+        row = {"name": work.name, "call": _median(run, rounds), "replay": None}
         if device() == "cuda":
-            row["replay"] = _median(captured(run), options.rounds)
+            row["replay"] = _median(captured(run), rounds)
         rows.append(row)
     return {"rows": rows}
 

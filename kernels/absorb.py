@@ -4,7 +4,7 @@ One program a tile. v_i = min(v_i, distance to the accepted picks), a tall produ
 epilogue: nothing is stored but v, and the four best of each group for the next `nominate`.
 
 Reads the segment's tokens once a round, twice for 33 to 48 and 65 to 96 accepted picks (blocks of columns are
-powers of 2), and 28 bytes a token besides. m · d multiply-adds for every accepted pick, their number rounded
+powers of 2), and 26 bytes a token besides. m · d multiply-adds for every accepted pick, their number rounded
 up to 16 (97 to 112: to 128), on matrix units.
 """
 
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast.kernels.common import load_rows, repeated
+from trimtok_fast.kernels.common import load_rows, registers, repeated
 from trimtok_fast.kernels.directions import direction_block
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
@@ -232,4 +232,5 @@ def absorb_launcher(
         enable_fp_fusion=False,
         # Half the channels at a time: the widest product takes half the registers. A round waits for memory.
         **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2), "num_stages": 4},
+        **registers(128),
     )

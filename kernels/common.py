@@ -46,6 +46,11 @@ def platform() -> str:
     return backend
 
 
+def registers(most: int) -> dict[str, int]:
+    """The launch option that lets a thread have so many: unless told, ptxas may spill to need fewer still."""
+    return {"maxnreg": most} if platform() == "cuda" else {}
+
+
 def repeated(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> Callable[..., None]:
     """What launches a kernel again and again; a call names the arguments that change.
 

@@ -12,8 +12,8 @@ matrix units truncate.
 Every segment has a slot of its own. Its rows are filled up with zeros to whole tiles and its width to whole
 blocks, so that the products need no masks and load 128 bits at a time, whatever the tokens' strides.
 
-Reads each token once, m · d · bytes (twice without given norms), and writes m · width · bytes of directions:
-    width is d rounded up to BLOCK_D. BLOCK_M · m · d multiply-adds, hidden behind the loads.
+Reads each token once, m · d · bytes (twice without given norms), and writes m · width · bytes of directions;
+width is d rounded up to BLOCK_D. BLOCK_M · m · d multiply-adds, hidden behind the loads.
 A token without a direction (inverse norm 0), or that is not finite (NaN), gets zeros and scale 0.
 Limits: d is compiled in.
 """

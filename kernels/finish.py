@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels.absorb import leave_best, lower
 from trimtok_fast.kernels.rounds_common import (
     BLOCK_M,
@@ -208,4 +209,5 @@ def finish_launch(
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
         **config,
+        **common.registers(255),
     )

@@ -20,7 +20,7 @@ and the same order, what they would have done for its segment: similarity, diver
 launch. The bits are the same.
 
 Segments of up to 4,096 tokens keep state and best in registers; larger ones stream them from memory. The
-staged form is compiled twice, with few warps for up to 1,024 tokens, and with many for all above.
+staged form is compiled twice for each objective: with few warps for up to 1,024 tokens, with many for more.
 
 `coverage` reads Σ|Δ| + b rows of m entries for b picks (Σ|Δ| is 2.4 to 5.8 times m, METHOD §5), the others
 b rows; fused adds what `directions` and `similarity` count. Who moves from what to what, 12 bytes a row, is
@@ -690,7 +690,6 @@ def staged_launch(
         num_warps=warps,
         num_stages=1,
         enable_fp_fusion=False,
-        # All that a thread can have. Unless told, ptxas spills to make room for a second program, which there
-        # is no use for.
-        **({"maxnreg": min(255, 2048 // warps)} if common.platform() == "cuda" else {}),
+        # All that a thread can have: there is no use for a second program.
+        **common.registers(min(255, 2048 // warps)),
     )

@@ -582,8 +582,7 @@ def recomputed_launch(
         BLOCK_D=config.block_d,
         # The products' operands pass through registers, of which AMD gives a thread of 8 warps too few.
         num_warps=4 if common.platform() == "hip" else 8,
-        # All that a thread can have: unless told, ptxas spills to make room for a second program.
-        **({"maxnreg": 255} if common.platform() == "cuda" else {}),
+        **common.registers(255),
         **per_segment,
     )
     chosen_by: dict[str, Any] = dict(OBJECTIVE=objective, UNIT=unit)

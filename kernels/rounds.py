@@ -6,7 +6,7 @@
 
 Who does what. A segment's positions 0 … m − 1 are its rows in ascending order. They fall into G = ⌈m / 16⌉
 groups: position p belongs to group p mod G, so that neighbours, which resemble each other, are spread. A tile
-is 8 consecutive groups.
+is 4 consecutive groups.
 
 - `opening`: norms, the initial values, the seeds and the first pick.
 - `nominate`, once a round: a segment's candidates, and the picks among them.

@@ -34,6 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels.common import (
     LARGEST_NORM,
     ZERO_DIVERSITY,
@@ -454,7 +455,8 @@ def launch_config(d: int, dtype: torch.dtype) -> dict[str, int]:
     num_warps = min(16, max(4, block_d // 512))
     block_m = max(1, min(64, 32 * 32 * num_warps // block_d))
     stages = 3 if block_m * block_d * dtype.itemsize <= 2**15 else 2
-    return {"BLOCK_M": block_m, "BLOCK_D": block_d, "STAGES": stages, "num_warps": num_warps}
+    sizes = {"BLOCK_M": block_m, "BLOCK_D": block_d, "STAGES": stages, "num_warps": num_warps}
+    return {**sizes, **common.registers(128)}
 
 
 def combine_config(d: int) -> dict[str, int]:

@@ -41,7 +41,6 @@ GENERATE: dict[str, Any] = {
 Rows = Sequence[Sequence[str]]
 ONE, TWO, FIVE = (("i0",),), (("i1", "i0"),), (("i0", "i1", "i2", "i0", "i1"),)
 RAGGED = (("i0", "i1", "i2"), (), ("i1",))
-FULL_RAGGED = (("i0", "i1", "i2"), ("i2", "i0"), ("i1",))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ GOOD = Resources(
 
 
 def broken(kernel="similarity", module="similarity", target="sm_90", workload=None, **changes):
-    launch = Launch(kernel, module, (1,), "{}", None)
+    launch = Launch(kernel, module, None)
     return list(
         _broken(launch, dataclasses.replace(GOOD, **changes), TARGETS[target], workload or Workload())
     )

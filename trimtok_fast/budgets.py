@@ -50,8 +50,7 @@ def kept_counts(
 
     Returns:
         B of each sample: the ratio's share, rounded half up, at least `min_tokens_per_image` of every image
-            (and one
-        at all), or `keep_tokens`, at most the sample.
+            (and one at all), or `keep_tokens`, at most the sample.
 
     Raises:
         InvalidInputError: wrong boundaries, or `keep_tokens` below the floor of a sample.

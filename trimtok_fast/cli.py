@@ -50,7 +50,8 @@ widest global load, occupancy (an estimate) and how many variants were compiled,
 the launches that pruning a workload makes. Then the bytes that each kernel moves, the
 operations it does, and its floor on GPUs by their vendors' data sheets. Exits with 1
 when a budget is broken: a spill, too much shared memory, a product of 16-bit tokens
-without matrix instructions, rows that are loaded in less than 128 bits a thread.
+without matrix instructions, rows of which less than half is loaded 128 bits at a time,
+a loop that cannot end.
 """
 
 KERNELS_EPILOG = """\

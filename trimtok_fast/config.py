@@ -39,7 +39,8 @@ class PruneConfig:
         text_share: share of the kept tokens that the text has a say in; the others represent their images.
         image_objective: greedy objective of stage 1.
         pool_objective: greedy objective of stage 2's pool.
-        candidates: candidates in a round of `max_min`; speed alone depends on it, not the result.
+        candidates: candidates in a round of `max_min` and `cdpruner` (of `max_min`, kernels take 128 at most,
+            a CPU more in large segments); speed alone depends on it, not the result.
         workspace_bytes: bound on the directions and similarities that are stored at a time; larger segments
             go block by block and compute them again.
         check_finite: refuse NaN, infinities and norms above 1e18, which count as zero tokens otherwise.

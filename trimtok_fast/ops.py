@@ -495,8 +495,8 @@ def pareto_front(
 
     Returns:
         int64 [N]: 0 where no token of the segment dominates, 1 where only tokens of front 0 do, and so on. A
-            token
-        dominates another when it is at least as good in both and better in one; equal tokens share a front.
+            token dominates another when it is at least as good in both and better in one; equal tokens share
+            a front.
 
     Raises:
         InvalidInputError: shapes, boundaries or devices that do not fit, or a NaN.

@@ -44,7 +44,7 @@ class PruneResult:
         statistics: the `TokenStatistics` behind the budgets.
         plan: the `BudgetPlan`. A method of one stage has all tokens for survivors and what it keeps for pool.
         distance: [K] δ, how far each kept token was from the pool when it went in (its gain with
-            `pool_objective="coverage"`); anchors report the largest finite one of their sample. Of another
+            another `pool_objective`); anchors report the largest finite one of their sample. Of another
             method, each token's value when it was picked, likewise; NaN where a method has none.
         alignment: [K] cosine to the text, NaN in samples without text; `None` without any text.
         front: int64 [K] Pareto front, -1 for an anchor, in a sample without text, or with a method without

@@ -1,4 +1,4 @@
-"""`TokenStatistics`: what one streaming pass over the tokens says about them."""
+"""`TokenStatistics`: what one or two streaming passes over the tokens say about them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Three ways to run the same four ops: the textbook, torch on any device, Triton kernels."""
+"""Three ways to run the same five ops: the textbook, torch on any device, Triton kernels."""

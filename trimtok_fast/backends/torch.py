@@ -1,4 +1,4 @@
-"""The four ops in plain torch, on any device, by METHOD §5: exact, at a fraction of the textbook's cost.
+"""The five ops in plain torch, on any device, by METHOD §5: exact, at a fraction of the textbook's cost.
 
 Works segment by segment, in shapes and by paths that depend on the segment alone, so that a batch gives each
 sample the bits that it gets alone; tokens are copied to an aligned buffer first, because the bits of a BLAS

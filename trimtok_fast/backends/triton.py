@@ -1,6 +1,7 @@
 """The five ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
 
-Boundaries that are known on the host size the launches; those of `pareto_front` may be on the device, unread.
+Boundaries that are known on the host size the launches; those of `greedy_select` and `pareto_front`
+may be on the device, unread.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def _sample_table(result: DemoResult) -> Table:
     table.add_row(
         "survivors", f"{facts.survivors:,}", f"left of {facts.total:,} by stage 1, inside each picture"
     )
-    table.add_row("pool", f"{facts.pool:,}", "left by stage 2's diversity filter")
+    left = "all of them" if facts.pool == facts.survivors else "left by stage 2's diversity filter"
+    table.add_row("pool", f"{facts.pool:,}", left)
     table.add_row("kept", f"{facts.kept:,}", _selection_note(facts.fronts))
     return table
 

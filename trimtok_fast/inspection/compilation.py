@@ -32,15 +32,11 @@ class Launch:
     Attributes:
         kernel: its name, without the `_` and `_kernel` around it.
         module: the last part of the name of the module it stands in.
-        grid: number of programs in each dimension.
-        compiled_in: the values of its `constexpr` arguments.
         code: what triton made of it; the same object for the same variant.
     """
 
     kernel: str
     module: str
-    grid: tuple[int, ...]
-    compiled_in: str
     code: Any
 
 
@@ -80,8 +76,7 @@ def compiling_for(target: Target) -> Iterator[list[Launch]]:
         code = run(kernel, *args, grid=grid, warmup=True, **options)
         name = kernel.__name__.removeprefix("_").removesuffix("_kernel")
         module = kernel.__module__.rpartition(".")[2]
-        constants = {p.name: options[p.name] for p in kernel.params if p.is_constexpr and p.name in options}
-        launches.append(Launch(name, module, tuple(grid), str(constants), code))
+        launches.append(Launch(name, module, code))
 
     JITFunction.run = compile_only
     driver.set_active(_AbsentDevice(target))
