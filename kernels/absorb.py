@@ -232,5 +232,5 @@ def absorb_launcher(
         enable_fp_fusion=False,
         # Half the channels at a time: the widest product takes half the registers. A round waits for memory.
         **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2), "num_stages": 4},
-        **registers(128),
+        **registers(128 if columns.dtype.itemsize == 2 else 255),
     )

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,20 @@ def quick(*names: str) -> list[Any]:
     return [
         pytest.param(dtype, id=name, marks=() if name in names else pytest.mark.slow)
         for name, dtype in DTYPES.items()
+    ]
+
+
+def quick_faults(faults: Iterable[Any]) -> list[Any]:
+    """Faults to plant; all but every third take too long together for `make test`."""
+    return [
+        fault
+        if number % 3 == 0
+        else pytest.param(
+            *(fault.values if hasattr(fault, "values") else (fault,)),
+            id=getattr(fault, "id", None),
+            marks=pytest.mark.slow,
+        )
+        for number, fault in enumerate(faults)
     ]
 
 

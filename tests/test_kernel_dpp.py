@@ -11,7 +11,7 @@ import torch
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from tests import test_dpp
-from tests.kernel_harness import awkward, guarded_allocation, plant, simulated
+from tests.kernel_harness import awkward, guarded_allocation, plant, quick_faults, simulated
 from tests.test_dpp import check_against_reference, weights
 from trimtok_fast.kernels import dpp
 
@@ -155,7 +155,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("old", "new"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    ("old", "new"), quick_faults(pytest.param(*fault, id=name) for name, fault in FAULTS.items())
+)
 def test_a_fault_in_the_kernel_is_seen(old, new, monkeypatch, tmp_path):
     plant(monkeypatch, dpp, old, new, tmp_path)
     with pytest.raises((AssertionError, IndexError)):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trimtok_fast as tt
 from benchmarks.workloads import KINDS, make_tokens
 from tests import test_greedy
-from tests.kernel_harness import launched, plant, quick, simulated
+from tests.kernel_harness import launched, plant, quick, quick_faults, simulated
 from tests.test_greedy import check_selection
 from trimtok_fast.backends import triton_greedy as backend
 from trimtok_fast.certificate import certify
@@ -444,7 +444,7 @@ CHECKS = {greedy: (OBJECTIVES, 2**25), recomputed: (("coverage", "max_mean"), 0)
 
 
 @pytest.mark.parametrize(
-    "fault", FAULTS, ids=lambda fault: f"{fault[0].__name__.rpartition('.')[2]}: {fault[1]}"
+    "fault", quick_faults(FAULTS), ids=lambda fault: f"{fault[0].__name__.rpartition('.')[2]}: {fault[1]}"
 )
 def test_a_fault_is_seen(fault, monkeypatch, tmp_path):
     plant(monkeypatch, fault[0], *FAULTS[fault], tmp_path)

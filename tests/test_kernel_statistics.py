@@ -8,7 +8,7 @@ import torch
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, SHAPES, make_tokens
 from tests import test_statistics
-from tests.kernel_harness import guarded, guarded_allocation, launched, plant, simulated
+from tests.kernel_harness import guarded, guarded_allocation, launched, plant, quick_faults, simulated
 from tests.ptxsim import ExecutionFault
 from trimtok_fast.kernels import statistics
 
@@ -169,44 +169,48 @@ def test_compiled_code_gives_the_same_bits_in_any_order():
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        pytest.param(
-            "mask_m = offs_m < last\n        x =",
-            "mask_m = offs_m <= last\n        x =",
-            id="a row of the next",
-        ),
-        pytest.param("tl.where(usable[:, None], x, 0.0)", "x", id="what is not finite spreads"),
-        pytest.param("usable & (norm >= ZERO_NORM)", "usable", id="zero tokens have a direction"),
-        pytest.param("(usable & mask_m)", "usable", id="rows past the end counted"),
-        pytest.param(
-            "stride_m, stride_d, D, BLOCK_D).to(tl.float32)",
-            "stride_m, 1, D, BLOCK_D).to(tl.float32)",
-            id="channels taken for contiguous",
-        ),
-        pytest.param("direction += ", "direction = ", id="the last tile alone"),
-        pytest.param(
-            "count_ptr + 1, first", "count_ptr, first", id="usable rows for those that are not zero"
-        ),
-        pytest.param("total_ptr + chunk * D", "total_ptr", id="one chunk's sum of tokens"),
-        pytest.param(
-            "cosine = tl.where(usable, ", "cosine = tl.where(norm == norm, ", id="infinite tokens align"
-        ),
-        pytest.param("centred > norm * ZERO_SHARE", "centred > 0", id="rounding has a direction"),
-        pytest.param(
-            "_load_channels(origin_ptr + sample * D, ",
-            "_load_channels(origin_ptr, ",
-            id="origin of the first sample",
-        ),
-        pytest.param(
-            "cosine = tl.sum(x * mean_text[None, :], axis=1) * inverse", "cosine = inverse", id="no cosine"
-        ),
-        pytest.param("length > count * ZERO_SUM", "length > 0", id="rounding of a sum has a direction"),
-        pytest.param("directed += ", "directed = ", id="images not counted"),
-        pytest.param("directed > 1, variation", "directed > 0, variation", id="variation of one image"),
-        pytest.param("pairs = count * (count - 1)", "pairs = count * count", id="pairs with oneself"),
-        pytest.param("present_rows += present", "present_rows += usable", id="zero tokens counted"),
-        pytest.param("first_chunk + tl.program_id(0)", "tl.program_id(0)", id="text taken for tokens"),
-    ],
+    quick_faults(
+        [
+            pytest.param(
+                "mask_m = offs_m < last\n        x =",
+                "mask_m = offs_m <= last\n        x =",
+                id="a row of the next",
+            ),
+            pytest.param("tl.where(usable[:, None], x, 0.0)", "x", id="what is not finite spreads"),
+            pytest.param("usable & (norm >= ZERO_NORM)", "usable", id="zero tokens have a direction"),
+            pytest.param("(usable & mask_m)", "usable", id="rows past the end counted"),
+            pytest.param(
+                "stride_m, stride_d, D, BLOCK_D).to(tl.float32)",
+                "stride_m, 1, D, BLOCK_D).to(tl.float32)",
+                id="channels taken for contiguous",
+            ),
+            pytest.param("direction += ", "direction = ", id="the last tile alone"),
+            pytest.param(
+                "count_ptr + 1, first", "count_ptr, first", id="usable rows for those that are not zero"
+            ),
+            pytest.param("total_ptr + chunk * D", "total_ptr", id="one chunk's sum of tokens"),
+            pytest.param(
+                "cosine = tl.where(usable, ", "cosine = tl.where(norm == norm, ", id="infinite tokens align"
+            ),
+            pytest.param("centred > norm * ZERO_SHARE", "centred > 0", id="rounding has a direction"),
+            pytest.param(
+                "_load_channels(origin_ptr + sample * D, ",
+                "_load_channels(origin_ptr, ",
+                id="origin of the first sample",
+            ),
+            pytest.param(
+                "cosine = tl.sum(x * mean_text[None, :], axis=1) * inverse",
+                "cosine = inverse",
+                id="no cosine",
+            ),
+            pytest.param("length > count * ZERO_SUM", "length > 0", id="rounding of a sum has a direction"),
+            pytest.param("directed += ", "directed = ", id="images not counted"),
+            pytest.param("directed > 1, variation", "directed > 0, variation", id="variation of one image"),
+            pytest.param("pairs = count * (count - 1)", "pairs = count * count", id="pairs with oneself"),
+            pytest.param("present_rows += present", "present_rows += usable", id="zero tokens counted"),
+            pytest.param("first_chunk + tl.program_id(0)", "tl.program_id(0)", id="text taken for tokens"),
+        ]
+    ),
 )
 def test_a_planted_fault_is_caught(old, new, monkeypatch, tmp_path):
     plant(monkeypatch, statistics, old, new, tmp_path)
