@@ -82,6 +82,21 @@ def test_ratios_are_of_medians_and_the_first_run_is_a_warm_up(clock):
     assert (rows["slow"].seconds, rows["slow"].ratio) == (8, 4)
 
 
+def test_what_libraries_load_at_a_first_call_is_no_memory_of_a_short_contender(clock, monkeypatch):
+    grown = iter([90, 10, 70])
+
+    class Peak:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *failure):
+            self.grown = next(grown)
+
+    monkeypatch.setattr(harness, "Peak", Peak)
+    rows = rows_of({OURS: Contender(lambda: 0.1), "long": Contender(lambda: 0.3)}, Effort(1, 9))
+    assert (rows[OURS].peak_bytes, rows["long"].peak_bytes) == (10, 70)
+
+
 def test_out_of_patience_sits_out_and_one_long_run_counts(clock):
     rows = rows_of({OURS: Contender(series(1, 1, 1, 1)), "slow": Contender(series(30))}, Effort(3, 20))
     assert (rows["slow"].seconds, rows["slow"].rounds, rows[OURS].rounds) == (30, 1, 3)
