@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import trimtok_fast as tt
 from benchmarks.workloads import make_tokens
-from trimtok_fast.budgets import plan_of
+from trimtok_fast.budgets import plan_of, pools_at_most, survivors_at_most
 from trimtok_fast.segments import Segments, cumulative
 from trimtok_fast.statistics import TokenStatistics
 
@@ -139,6 +139,21 @@ def test_a_batch_plans_each_sample_as_if_alone(problem):
         )
         assert together.image_budgets[span].tolist() == alone.image_budgets.tolist()
         assert (together.survivors[sample], together.pool[sample]) == (alone.survivors[0], alone.pool[0])
+
+
+@given(problems())
+def test_shapes_alone_bound_what_survives(problem):
+    images, samples, statistics, config = problem
+    plan = plan_of(statistics, images, samples, config)
+    spans, alignment = samples.of(images), statistics.alignment
+    texts = [alignment is not None and not alignment[span.start].isnan() for span in spans]
+    bounds = survivors_at_most(plan.keep.tolist(), images, samples, texts, config)
+    pools = pools_at_most(plan.keep.tolist(), bounds, texts, config)
+    for sample, bound in enumerate(bounds):
+        assert plan.survivors[sample] <= bound <= spans.lengths[sample]
+        assert plan.pool[sample] <= pools[sample] <= bound
+        if texts[sample] or config.stage_split != "adaptive":  # the split hangs on no statistics
+            assert bound <= plan.survivors[sample] + 1
 
 
 def plan(lengths, diversity, variation, nonzero=None, text=False, **options):

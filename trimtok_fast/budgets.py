@@ -16,6 +16,8 @@ from trimtok_fast.statistics import ZERO_DIVERSITY, TokenStatistics
 
 #: Shares that differ by less than this are equal: rounding must not decide who gets the odd token.
 SHARE_TOLERANCE = 1e-9
+#: The share of the pruning (in logarithms) that an adaptive split leaves to stage 1 at least.
+LEAST_WEIGHT = 0.5
 #: Where the tokens of two images are farther apart than those of one by this share, nothing is left for stage
 #: 2 to do without text.
 DIFFERENT = 1 / 3
@@ -102,13 +104,28 @@ def plan_of_one_stage(
     )
 
 
-def pools_at_most(
-    kept: list[int], sizes: tuple[int, ...], texts: Sequence[bool], config: PruneConfig
+def survivors_at_most(
+    kept: list[int], images: Segments, samples: Segments, texts: Sequence[bool], config: PruneConfig
 ) -> list[int]:
-    """An upper bound of each sample's pool, from shapes alone: P, were all tokens to survive stage 1."""
+    """An upper bound of each sample's B_1, from shapes alone: where stage 1 prunes the least it may."""
+    least = LEAST_WEIGHT if config.stage_split == "adaptive" else float(config.stage_split)
+    bounds = []
+    for sample, span in enumerate(samples):
+        lengths = images.lengths[span]
+        size, floors = sum(lengths), floors_of(lengths, kept[sample], texts[sample], config)
+        # One more, in case the device's power is rounded up.
+        bound = math.floor(size * (kept[sample] / size) ** least + 0.5 + SHARE_TOLERANCE) + 1
+        bounds.append(min(max(bound, kept[sample], sum(floors)), size))
+    return bounds
+
+
+def pools_at_most(
+    kept: list[int], survivors: list[int], texts: Sequence[bool], config: PruneConfig
+) -> list[int]:
+    """An upper bound of each sample's P, given one of its B_1."""
     return [
-        count + (math.floor(config.pool_fraction * (size - count) + 0.5) if has_text else 0)
-        for count, size, has_text in zip(kept, sizes, texts, strict=True)
+        count + (math.floor(config.pool_fraction * (bound - count) + 0.5) if has_text else 0)
+        for count, bound, has_text in zip(kept, survivors, texts, strict=True)
     ]
 
 
@@ -277,7 +294,7 @@ def stage_weight(diversity: Tensor, variation: Tensor, has_text: Tensor, config:
     farther = (variation * (1 - diversity)).clamp(min=0) / diversity
     # NaN (variation undefined, or 0 / 0): there is nothing to choose between images.
     differ = (farther / DIFFERENT).nan_to_num(nan=1.0).clamp(max=1)
-    return torch.where(has_text, 0.5, 0.5 + 0.5 * differ)
+    return torch.where(has_text, LEAST_WEIGHT, LEAST_WEIGHT + (1 - LEAST_WEIGHT) * differ)
 
 
 def _water_fill(weight: Tensor, floor: Tensor, cap: Tensor, total: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from trimtok_fast.budgets import (
     plan_of,
     plan_of_one_stage,
     pools_at_most,
+    survivors_at_most,
     text_seeds_of,
 )
 from trimtok_fast.config import PruneConfig, check_config
@@ -145,25 +146,17 @@ def prune(
             if plan is None:
                 plan = plan_of(statistics, images, samples, config)
                 kept = kept_of(images, samples, config)
-                pooled = pools_at_most(kept, samples.of(images).lengths, texts, config)
+                surviving = survivors_at_most(kept, images, samples, texts, config)
+                pooled = pools_at_most(kept, surviving, texts, config)
             else:
-                kept, pooled = plan.keep.tolist(), plan.pool.tolist()
+                kept, surviving, pooled = (part.tolist() for part in (plan.keep, plan.survivors, plan.pool))
         with record_function("trimtok::stage1"):
             survivors, anchors, cu_anchors = _stage_1(
-                run, tokens, images, samples, texts, statistics, plan, kept, config
+                run, tokens, images, samples, texts, statistics, plan, kept, sum(surviving), config
             )
         with record_function("trimtok::stage2"):
             order, distance = _stage_2(
-                run,
-                tokens,
-                samples.of(images),
-                survivors,
-                anchors,
-                cu_anchors,
-                statistics,
-                plan,
-                pooled,
-                config,
+                run, tokens, survivors, anchors, cu_anchors, statistics, plan, surviving, pooled, config
             )
         with record_function("trimtok::pareto"):
             places, front = _select(
@@ -297,12 +290,13 @@ def _stage_1(
     statistics: TokenStatistics,
     plan: BudgetPlan,
     kept: list[int],
+    total: int,
     config: PruneConfig,
 ) -> tuple[Tensor, Tensor, Segments]:
     """The tokens of each image that speak most for the text, and those that represent the rest of it best.
 
     Returns:
-        The survivors [M], ascending, M beyond the last; the anchors; the anchors' samples.
+        The survivors [total], ascending, M beyond the last; the anchors; the anchors' samples.
     """
     device = tokens.device
     seeds, anchors = [], []
@@ -316,7 +310,7 @@ def _stage_1(
         images,
         plan.image_budgets,
         at_most=images.lengths,
-        total=len(tokens),
+        total=total,
         objective=config.image_objective,
         seeds=_most_aligned(statistics.alignment, images, cumulative(seeds), device),
         cu_seeds=cumulative(seeds),
@@ -351,12 +345,12 @@ def _most_aligned(
 def _stage_2(
     run: ModuleType,
     tokens: Tensor,
-    samples: Segments,
     survivors: Tensor,
     anchors: Tensor,
     cu_anchors: Segments,
     statistics: TokenStatistics,
     plan: BudgetPlan,
+    surviving: list[int],
     pooled: list[int],
     config: PruneConfig,
 ) -> tuple[Tensor, Tensor]:
@@ -370,7 +364,7 @@ def _stage_2(
         tokens,
         pad(plan.survivors.cumsum(0), (1, 0)),
         plan.pool,
-        at_most=samples.lengths,
+        at_most=tuple(surviving),
         total=sum(pooled),
         objective=config.pool_objective,
         seeds=anchors,
@@ -419,7 +413,7 @@ def _select(
         score = pad(score, (0, 1)).scatter(0, at, -sums)[:-1]
     # Smaller goes first. Anchors lead everywhere; without text the order of the pool decides.
     ranking = place
-    for key in (order, score, front, _owner(cu_pool, total)):
+    for key in (order, score, _owner(cu_pool, total) * (total + 1) + front):
         ranking = ranking[key[ranking].argsort(stable=True)]
     return ranking[_places(cu_pool[:-1], kept)], front
 
