@@ -80,7 +80,8 @@ def traffic(sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.d
     for size, budget in zip(sizes, budgets, strict=True):
         rounds = triton.cdiv(budget, limit)
         columns = rounds * limit * d * dtype.itemsize
-        moved += (2 + rounds) * size * (d * dtype.itemsize + 16) + 2 * columns
+        # Beside the tokens: their row, norms, value and keys.
+        moved += size * ((2 + rounds) * d * dtype.itemsize + 40 + 26 * rounds) + 2 * columns
         products += (triton.cdiv(budget, 16) * 16 + BLOCK_M.value) * size * d + rounds * limit * limit * d
     return Traffic(moved, products=products)
 

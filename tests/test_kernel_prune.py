@@ -56,6 +56,16 @@ def test_a_batch_on_kernels_equals_its_samples_alone():
     assert torch.equal(together.stage, torch.cat([first.stage, second.stage]))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.01e18], ids=["nan", "inf", "huge"])
+@pytest.mark.parametrize("argument", ["tokens", "text"])
+def test_what_is_not_finite_is_refused_after_the_kernels_went_over_it(argument, value):
+    tokens, text = batch(torch.float32)
+    (tokens if argument == "tokens" else text)[2, 3] = value
+    with pytest.raises(tt.InvalidInputError, match="row 2") as raised:
+        tt.prune(tokens, CU_TOKENS, CU_IMAGES, text=text, cu_text=CU_TEXT, backend="triton")
+    assert raised.value.argument == argument
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_segments_that_fit_the_workspace_beside_one_that_does_not(objective):
     tokens = make_tokens("clusters", 70, 12)

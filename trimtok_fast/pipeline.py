@@ -140,7 +140,7 @@ def prune(
     with exact(tokens):
         with record_function("trimtok::statistics"):
             statistics = run.token_statistics(tokens, images, samples, words, cu_words, center=config.center)
-            if config.check_finite:
+            if config.check_finite and run.ON_HOST:
                 _check_finite(statistics.inverse_norm, text)
         with record_function("trimtok::budgets"):
             if plan is None:
@@ -171,7 +171,7 @@ def prune(
     stage.scatter_(0, order.masked_fill(order < 0, len(tokens)), PARETO)
     stage.scatter_(0, indices, KEPT)
     alignment = statistics.alignment
-    return PruneResult(
+    result = PruneResult(
         indices=indices,
         cu_tokens=torch.searchsorted(indices, images.tensor(tokens.device)),
         statistics=statistics,
@@ -181,6 +181,9 @@ def prune(
         front=None if alignment is None else front[places],
         stage=stage[:-1],
     )
+    if config.check_finite and not run.ON_HOST:  # it waits for the device: nothing is left to launch
+        _check_finite(statistics.inverse_norm, text)
+    return result
 
 
 def _by_method(
