@@ -63,8 +63,12 @@ def problems(draw):
 
 
 def check_plan(images, samples, statistics, config):
-    """Everything that METHOD §2 promises of a plan."""
+    """Everything that METHOD §2 promises of a plan, and what is said of it from shapes alone."""
     plan = plan_of(statistics, images, samples, config)
+    starts = samples.of(images).offsets[:-1]
+    texts = [statistics.alignment is not None and not statistics.alignment[row].isnan() for row in starts]
+    bounds = survivors_at_most(plan.keep.tolist(), images, samples, texts, config)
+    pools = pools_at_most(plan.keep.tolist(), bounds, texts, config)
     significant = statistics.diversity > 5e-6  # token_statistics gives nothing between 0 and 1e-5
     weights = (statistics.nonzero * statistics.diversity.double() * significant).tolist()
     budgets = plan.image_budgets.tolist()
@@ -72,8 +76,7 @@ def check_plan(images, samples, statistics, config):
     for sample, span in enumerate(samples):
         lengths, own = images.lengths[span], budgets[span]
         base = [min(config.min_tokens_per_image, length) for length in lengths]
-        start = samples.of(images).offsets[sample]
-        text = statistics.alignment is not None and not statistics.alignment[start].isnan()
+        text, bound = texts[sample], bounds[sample]
         keep, survivors, pool = (int(x[sample]) for x in (plan.keep, plan.survivors, plan.pool))
         total = sum(lengths)
         floors = base
@@ -96,7 +99,10 @@ def check_plan(images, samples, statistics, config):
             min(max(math.floor(wanted + e), keep, sum(floors)), total) for e in (-1e-6, 1e-6)
         }
         assert pool == keep + text * math.floor(config.pool_fraction * (survivors - keep) + 0.5)
-        assert max(1, sum(base)) <= keep <= pool <= survivors <= sum(lengths)
+        assert max(1, sum(base)) <= keep <= pool <= survivors <= bound <= sum(lengths)
+        assert pool <= pools[sample] <= bound
+        if text or config.stage_split != "adaptive":  # the split hangs on no statistics
+            assert bound <= survivors + 1 and pools[sample] <= pool + 1
         assert sum(own) == survivors
         assert all(low <= budget <= high for low, budget, high in zip(floors, own, lengths, strict=True))
         # In proportion: of two images that are neither at their floor nor full, none is a token ahead of its
@@ -139,21 +145,6 @@ def test_a_batch_plans_each_sample_as_if_alone(problem):
         )
         assert together.image_budgets[span].tolist() == alone.image_budgets.tolist()
         assert (together.survivors[sample], together.pool[sample]) == (alone.survivors[0], alone.pool[0])
-
-
-@given(problems())
-def test_shapes_alone_bound_what_survives(problem):
-    images, samples, statistics, config = problem
-    plan = plan_of(statistics, images, samples, config)
-    spans, alignment = samples.of(images), statistics.alignment
-    texts = [alignment is not None and not alignment[span.start].isnan() for span in spans]
-    bounds = survivors_at_most(plan.keep.tolist(), images, samples, texts, config)
-    pools = pools_at_most(plan.keep.tolist(), bounds, texts, config)
-    for sample, bound in enumerate(bounds):
-        assert plan.survivors[sample] <= bound <= spans.lengths[sample]
-        assert plan.pool[sample] <= pools[sample] <= bound
-        if texts[sample] or config.stage_split != "adaptive":  # the split hangs on no statistics
-            assert bound <= plan.survivors[sample] + 1
 
 
 def plan(lengths, diversity, variation, nonzero=None, text=False, **options):

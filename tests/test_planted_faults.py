@@ -111,6 +111,7 @@ def plans():
     test_budgets.test_stage_1_does_all_where_images_differ_or_variation_is_undefined(math.nan, 20)
     test_budgets.test_kept_counts_by_hand({"keep_ratio": 0.125}, [13, 1])
     test_budgets.plan([50, 50], [1e-4, 2.0], 1.0, min_tokens_per_image=12, stage_split=1.0)
+    test_budgets.plan([50, 50], [1.0, 1.0], 1.0, keep_ratio=1.0)
     images, samples = segments.cumulative([60, 40, 80]), segments.cumulative([2, 1])
     known = test_budgets.statistics_of([0.5, 0.3, 0.2], [0.1, 1.0], [60, 40, 80])
     batch = test_budgets.test_a_batch_plans_each_sample_as_if_alone.hypothesis.inner_test
@@ -306,10 +307,10 @@ FAULTS = {
         ("floor ignored", ", 1, floor)", ", 1)"),
     ],
     (budgets.stage_weight, plans): [
-        ("split inverted", "0.5 + 0.5 * differ", "1.0 - 0.5 * differ"),
+        ("split inverted", "(1 - LEAST_WEIGHT) * differ", "(1 - LEAST_WEIGHT) * (1 - differ)"),
         ("undefined taken for 0", "nan=1.0", "nan=0.0"),
         ("a sum of distances for their growth", "variation * (1 - diversity)", "variation"),
-        ("text ignored", "where(has_text, 0.5,", "where(has_text & False, 0.5,"),
+        ("text ignored", "where(has_text, LEAST", "where(has_text & False, LEAST"),
     ],
     (budgets._plan_sample, plans): [
         ("survivors rounded down", "weight + 0.5", "weight"),
@@ -324,6 +325,12 @@ FAULTS = {
         ("floor ignored", "min(config.min_tokens_per_image, length)", "0"),
         ("the text's share", "(1 - config.text_share)", "0"),
     ],
+    (budgets.survivors_at_most, plans): [
+        ("as if images differed", "LEAST_WEIGHT if", "1.0 if"),
+        ("what is set aside left out", ", sum(floors))", ")"),
+        ("more than there are", "sum(floors)), size", "sum(floors)), 2 * size"),
+    ],
+    (budgets.pools_at_most, plans): [("pool of all survivors", "(bound - count)", "bound")],
     (budgets.text_seeds_of, plans): [("none for the text", "kept * length", "0 * length")],
     (budgets.plan_of, plans): [("variation of the batch", ".variation[sample]", ".variation.mean()")],
     (budgets._water_fill, plans): [("rest not shared", "saturated & ~positive", "saturated & positive")],
@@ -361,10 +368,14 @@ FAULTS = {
         ("anchors ranked", "behind = integers_on(device, cu_anchors.lengths)", "behind = 0 * pool"),
         (
             "samples mixed",
-            ", front, _owner(cu_pool, total))",
-            ", front, _owner(cu_pool, total).clamp(min=2))",
+            "_owner(cu_pool, total) * (total + 1)",
+            "_owner(cu_pool, total).clamp(min=2) * (total + 1)",
         ),
-        ("score before front", "(order, score, front, _owner", "(order, front, score, _owner"),
+        (
+            "score before front",
+            "_owner(cu_pool, total) * (total + 1) + front)",
+            "_owner(cu_pool, total) * 0 + front, score, _owner(cu_pool, total))",
+        ),
         ("order without text by row", "(order, score,", "(score * 0, order,"),
         ("ties to the highest row", "(order, score,", "(-order, score,"),
         ("score normalised over the pool", "cu_ranked[sample] + ranks", "cu_ranked[sample]"),
