@@ -176,7 +176,7 @@ def test_what_is_not_finite_counts_as_a_zero_token(bad, objective, backend):
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_change_the_speed_of_max_min_and_nothing_else(kind, candidates):
     tokens = make_tokens(kind, 1500, 16)
-    check_selection(tokens, [0, 1500], [200], "max_min", candidates=candidates)
+    check_selection(tokens, [0, 1500], [100], "max_min", candidates=candidates)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -406,7 +406,7 @@ class Machine:
 
     def spread(self, value: np.ndarray) -> np.ndarray:
         """One value a lane."""
-        return np.broadcast_to(value, (self.lanes,))
+        return value if value.shape == (self.lanes,) else np.broadcast_to(value, (self.lanes,))
 
     def per_warp(self, value: np.ndarray) -> np.ndarray:
         return self.spread(value).reshape(-1, WARP)
