@@ -31,7 +31,7 @@ demo: $(VENV)/.has-$(DEMO) ## prune 28 real photographs, write trimtok-demo/repo
 	$(RUN) trimtok_fast demo $(ARGS)
 
 test: $(VENV)/.has-dev ## run the test suite, but for what takes minutes
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.has-dev $(VENV)/.has-newest-triton ## run every test, and compile with the newest triton too
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) $(ARGS)

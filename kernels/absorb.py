@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast.kernels.common import load_rows, registers, repeated
+from trimtok_fast.kernels.common import load_rows, registers, repeated, stages
 from trimtok_fast.kernels.directions import direction_block
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
@@ -231,6 +231,6 @@ def absorb_launcher(
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
         # Half the channels at a time: the widest product takes half the registers. A round waits for memory.
-        **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2), "num_stages": 4},
+        **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2), "num_stages": stages(4, columns.dtype)},
         **registers(128 if columns.dtype.itemsize == 2 else 255),
     )

@@ -46,6 +46,17 @@ def platform() -> str:
     return backend
 
 
+def stages(wanted: int, dtype: torch.dtype) -> int:
+    """How many loads a loop of products has under way, by the type of what it multiplies.
+
+    One in fp32 on gfx950: what is under way goes straight to shared memory there (triton 3.9), and one of two
+    fp32 operands only 32 bits at a time.
+    """
+    if dtype == torch.float32 and platform() == "hip":
+        return 1 if triton.runtime.driver.active.get_current_target().arch == "gfx950" else wanted
+    return wanted
+
+
 def registers(most: int) -> dict[str, int]:
     """The launch option that lets a thread have so many: unless told, ptxas may spill to need fewer still."""
     return {"maxnreg": most} if platform() == "cuda" else {}

@@ -122,7 +122,7 @@ def _finish_kernel(
                 stride_columns_c,
                 WIDTH,
                 FEWEST,
-                BLOCK_D,
+                4 * BLOCK_D,  # few rows: each thread still loads 128 bits
             )
             tl.store(slots_ptr, 0)
             tl.store(column_scale_ptr + offs_c, tl.where(offs_c == 0, tl.load(scale_ptr + pick), 0.0))
@@ -208,6 +208,6 @@ def finish_launch(
         WIDTH=tokens.shape[1],
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
-        **config,
+        **{**config, "num_stages": common.stages(config["num_stages"], columns.dtype)},
         **common.registers(255),
     )

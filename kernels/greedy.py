@@ -618,7 +618,7 @@ def fused_launch(
         # As many threads on AMD, where a warp has 64.
         num_warps=config.fused_warps // (2 if common.platform() == "hip" else 1),
         # In 16 bits a third stage spills on sm_120, in 32 its lack does on sm_90.
-        num_stages=2 if directions.dtype == torch.float16 else tiles.num_stages,
+        num_stages=2 if directions.dtype == torch.float16 else common.stages(tiles.num_stages, torch.float32),
         enable_fp_fusion=False,
     )
 

@@ -563,7 +563,7 @@ def recomputed_launch(
         slot_rows=slot_rows,
         above=above,
         BLOCK_M=config.block_m,
-        num_stages=config.num_stages,
+        num_stages=common.stages(config.num_stages, dtype),
         enable_fp_fusion=False,
     )
     multiplied: dict[str, Any] = dict(
@@ -592,8 +592,8 @@ def recomputed_launch(
         stride_inverse_norm=0 if inverse_norm is None else inverse_norm.stride(0),
         **multiplied,
     )
-    # With a third stage, ptxas spills on sm_80.
-    _sums_kernel[tiles](state_ptr=state, best_ptr=best, **chosen_by, **{**multiplied, "num_stages": 2})
+    fewer = common.stages(2, dtype)  # with a third stage, ptxas spills on sm_80
+    _sums_kernel[tiles](state_ptr=state, best_ptr=best, **chosen_by, **{**multiplied, "num_stages": fewer})
     pick = repeated(
         _pick_kernel,
         (slots,),

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
-from trimtok_fast.kernels.common import Traffic, load_rows
+from trimtok_fast.kernels.common import Traffic, load_rows, stages
 from trimtok_fast.kernels.directions import launch_config, product_warps
 
 DUPLICATE = tl.constexpr(1 - constants.ZERO_DISTANCE)
@@ -242,6 +242,6 @@ def similarity_launch(
         BLOCK_M=config.block_m,
         BLOCK_D=config.block_d,
         num_warps=product_warps(directions.dtype),
-        num_stages=config.num_stages,
+        num_stages=stages(config.num_stages, directions.dtype),
         enable_fp_fusion=False,
     )

@@ -88,7 +88,7 @@ def variants(dtype):
     import trimtok_fast as tt
     from tests.ptxsim.aot import describe_argument, specialization_of
     from trimtok_fast.backends import triton as backend
-    from trimtok_fast.kernels import common
+    from trimtok_fast.kernels import common, rounds
 
     known, seen = set(), defaultdict(set)
 
@@ -96,7 +96,6 @@ def variants(dtype):
         # Each objective is an op of its own.
         module, objective = kernel.__module__.rpartition(".")[2], options.get("OBJECTIVE", "")
         name = f"{module}.{kernel.__name__} {objective}".strip()
-        # A round after another is launched alike.
         launch = repr((name, [*map(describe_argument, (*arguments, *options.values()))]))
         if launch not in known:
             known.add(launch)
@@ -105,6 +104,7 @@ def variants(dtype):
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
         patch.setattr(type(common.row_norm), "run", specialise)
         patch.setattr(common, "platform", lambda: "cuda")
+        patch.setattr(rounds, "planned_rounds", lambda *sizes: 2)  # a round after another is launched alike
         patch.setattr(backend, "INTERPRETED", True)  # so that it takes tensors of the CPU
         for images, cu_images, words, share, workspace_bytes in prompts(50):
             tokens = torch.empty(sum(images), 3584, dtype=DTYPES[dtype])
