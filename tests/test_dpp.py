@@ -275,10 +275,14 @@ BY_HAND = partial(test_by_hand, "reference")
 FAULTS = {
     (dpp.dpp, agreement): [
         ("older picks cost nothing", "own.square_().sum(1)", "own[:, known:].square_().sum(1)"),
-        ("older picks forgotten", "lower[:, :start].T, alpha=-1", "lower[:, :start].T, alpha=0"),
+        ("older picks forgotten", "own[:, :start].T, alpha=-1", "own[:, :start].T, alpha=0"),
         ("factor not solved for", "= torch.linalg", "= 0 * torch.linalg"),
         ("lengths count", ".mul_(inverse_norm)", ""),
-        ("lengths of picks count", ".mul_(vectors.inverse_norm.index_select(0, lacking))", ""),
+        (
+            "lengths of picks count",
+            ".mul_(vectors.inverse_norm.index_select(0, lacking).unsqueeze(1))",
+            "",
+        ),
         ("another's vector", "vectors.load(lacking, ", "vectors.load(lacking.flip(0), "),
         ("another's row of the factor", ".index_select(0, lacking)\n", ".index_select(0, lacking.flip(0))\n"),
         ("the first block of picks alone", "range(known, count, BLOCK_ROWS)", "[known]"),
