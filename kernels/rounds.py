@@ -75,13 +75,17 @@ def planned_rounds(total: int, bound: int, seeds: int, limit: int) -> int:
 
 
 def traffic(sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.dtype, limit: int) -> Traffic:
-    """What a selection with given norms takes, at least: in rounds that accept all their candidates."""
+    """What a selection with given norms and one seed takes, at least: in rounds that accept all candidates.
+
+    The opening and all rounds but the last go over the tokens, and over 24 and 26 bytes beside each: its row,
+    norms, value and keys.
+    """
     moved = products = 0
     for size, budget in zip(sizes, budgets, strict=True):
         rounds = triton.cdiv(budget, limit)
         columns = rounds * limit * d * dtype.itemsize
-        # Beside the tokens: their row, norms, value and keys.
-        moved += size * ((2 + rounds) * d * dtype.itemsize + 40 + 26 * rounds) + 2 * columns
+        if rounds > 0:
+            moved += size * (rounds * d * dtype.itemsize + 24 + 26 * (rounds - 1)) + 2 * columns
         products += (triton.cdiv(budget, 16) * 16 + BLOCK_M.value) * size * d + rounds * limit * limit * d
     return Traffic(moved, products=products)
 

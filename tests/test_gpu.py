@@ -37,6 +37,7 @@ from tests.test_kernel_pareto import (  # noqa: F401
 )
 from tests.test_kernel_prune import (  # noqa: F401
     test_a_batch_on_kernels_equals_its_samples_alone,
+    test_buffers_hold_as_many_survivors_as_shapes_allow,
     test_prune_keeps_what_the_reference_keeps,
     test_segments_that_fit_the_workspace_beside_one_that_does_not,
     test_what_is_not_finite_is_refused_after_the_kernels_went_over_it,

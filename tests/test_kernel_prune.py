@@ -43,6 +43,19 @@ def test_prune_keeps_what_the_reference_keeps(dtype, workspace_bytes):
     )
 
 
+@pytest.mark.parametrize("workspace_bytes", [100_000, 2**29], ids=["in rounds", "stored"])
+def test_buffers_hold_as_many_survivors_as_shapes_allow(workspace_bytes):
+    tokens, text = make_tokens("clusters", 278, 16), make_tokens("noise", 5, 16, seed=1)
+    config = tt.PruneConfig(keep_tokens=60, workspace_bytes=workspace_bytes)
+    found, expected = (
+        tt.prune(tokens, [0, 140, 278], text=text, config=config, backend=backend)
+        for backend in ("triton", "reference")
+    )
+    assert found.plan.survivors.tolist() == [129], "one more than two tiles: with text the shapes say it"
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.stage, expected.stage)
+
+
 def test_a_batch_on_kernels_equals_its_samples_alone():
     tokens, text = batch(torch.bfloat16)
     config = tt.PruneConfig(keep_ratio=0.2, workspace_bytes=20_000)

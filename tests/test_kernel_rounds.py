@@ -321,6 +321,25 @@ def test_a_whole_selection_as_ptx(dtype, monkeypatch):
         check_selection(tokens, [0, 140, 200], [16, 6], "max_min", origin=origin, **seeds)
 
 
+def test_traffic_counts_what_the_compiled_code_moves_of_every_token(monkeypatch):
+    # 128 seeds are met in one round, and the last pick in none: two go over the tokens, the opening and that.
+    size, width = 300, 16
+    tokens = make_tokens("noise", size, width, dtype=torch.bfloat16)
+    norms = tt.token_statistics(tokens, [0, size], center="none", backend="reference").inverse_norm
+    monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: 2)
+    with simulated(profile=True) as reports:
+        greedy_select(tokens, [0, size], [129], seeds=list(range(128)), inverse_norm=norms.float())
+    moved = {"_prepare_kernel": 0, "_absorb_kernel": 0}
+    for report in reports:
+        if report.kernel in moved:
+            taken = report.distinct_bytes_loaded + report.distinct_bytes_stored
+            moved[report.kernel] = max(moved[report.kernel], taken)
+    columns = 128 * width * 2
+    traffic = rounds.traffic((size,), (129,), width, tokens.dtype, 128).bytes_moved
+    # The columns of two rounds are written and read in turn.
+    assert sum(moved.values()) - columns == pytest.approx(traffic - 4 * columns, rel=0.05)
+
+
 # --- planted faults ----------------------------------------------------------------------------------------
 
 
