@@ -318,22 +318,26 @@ def prune(tokens: Tensor, images: int, share: float) -> Case:
 
     def check(name: str, result: Any) -> None:
         if isinstance(result, tt.PruneResult):
-            whole = tokens.is_cuda or count <= 2**14
-            checks.assert_pruned(tokens, boundaries, text, config, result, whole)
+            whole, backend = tokens.is_cuda or count <= 2**14, "torch" if name == OWN_TORCH else "auto"
+            checks.assert_pruned(tokens, boundaries, text, config, result, whole, backend)
         else:
             checks.assert_picks(result, range(count), budget)
             checks.assert_max_min(tokens, result, checks.RIVALS, seeds=1)
 
-    product, matrix = count * count * width, 8 * count * count
+    product, matrix, wide = count * count * width, 8 * count * count, Tensor.float  # bf16 is too coarse
     return Case(
         f"prune, {_shape(tokens, images=images)}, keep {share:.0%}",
         {
             OURS: Contender(ours),
             RUNNING: Contender(
-                lambda: contenders.matrix_running_minimum(tokens, budget, 0), work=product, needs=matrix
+                lambda: contenders.matrix_running_minimum(wide(tokens), budget, 0),
+                work=product,
+                needs=matrix,
             ),
             RESCAN: Contender(
-                lambda: contenders.divprune_rule(tokens, budget, contenders.isolated_token(tokens)),
+                lambda: contenders.divprune_rule(
+                    wide(tokens), budget, contenders.isolated_token(wide(tokens))
+                ),
                 work=2 * product + count * budget * budget / 2,
                 needs=matrix,
             ),

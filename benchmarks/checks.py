@@ -137,14 +137,15 @@ def assert_pruned(
     config: tt.PruneConfig,
     out: tt.PruneResult,
     whole: bool = True,
+    backend: str = "auto",
 ) -> None:
-    """As many are kept as was announced; with `whole`, both stages repeated by the ops and certified."""
+    """As many are kept as was announced; with `whole`, both stages repeated by its ops and certified."""
     kept = tt.kept_counts(boundaries, config=config)[0]
     assert len(out.indices) == kept, f"{len(out.indices)} tokens are kept, not {kept}"
     assert bool((out.indices.diff() > 0).all()), "rows are kept twice or out of order"
     if not whole:
         return
-    statistics = tt.token_statistics(tokens, boundaries, text=text)
+    statistics = tt.token_statistics(tokens, boundaries, text=text, backend=backend)
     plan = tt.plan_budgets(statistics, boundaries, config=config)
     origin, lengths = statistics.origin, torch.tensor(boundaries).diff().tolist()
     counts = text_seeds_of(lengths, kept, text is not None)
@@ -162,6 +163,7 @@ def assert_pruned(
         cu_seeds=cumulative(counts).offsets if seeds else None,
         origin=origin.expand(len(lengths), -1),
         inverse_norm=statistics.inverse_norm,
+        backend=backend,
     )
     assert torch.equal(picks.sort().values, (out.stage >= 1).nonzero()[:, 0]), "stage 1 differs from its op"
     tolerance, budgets = TOLERANCE[tokens.dtype], plan.image_budgets.tolist()
@@ -193,6 +195,7 @@ def assert_pruned(
         origin=origin,
         inverse_norm=statistics.inverse_norm,
         rows=survivors,
+        backend=backend,
     )
     assert torch.equal(pool.sort().values, (out.stage >= 2).nonzero()[:, 0]), "the pool differs from its op"
     places = torch.searchsorted(survivors, pool)

@@ -27,6 +27,8 @@ def torch_fps(tokens: Tensor, count: int, first: int) -> Tensor:
     from torch_fps import farthest_point_sampling
 
     unit = normalize(tokens)
+    if unit.is_cuda and unit.shape[1] > 128:
+        raise NotImplementedError("its Triton kernel unrolls the channels: compiling so many takes minutes")
     mask = torch.ones(1, len(unit), dtype=torch.bool, device=unit.device)
     start = torch.tensor([first], device=unit.device)
     return farthest_point_sampling(unit[None], mask, count, start_idx=start, assume_finite=True)[0]

@@ -177,9 +177,12 @@ def interleave(
     used: dict[str, float],
     effort: Effort,
 ) -> None:
-    """Add the seconds of every run to its times and to what it has used, in turn, round by round."""
-    for _ in range(effort.rounds):
-        for name, run in runs.items():
+    """Add the seconds of every run to its times and to what it has used, in turn, round by round.
+
+    Every second round goes backwards: who comes after a hard worker finds a hot chip, which is slower.
+    """
+    for number in range(effort.rounds):
+        for name, run in (reversed if number % 2 else iter)(runs.items()):
             if used[name] < effort.patience:
                 turn = _turn(run, effort.turn)
                 times[name] += turn[1:] or turn

@@ -121,7 +121,7 @@ class Prefill:
     """One prompt, ready to be run with any kept share; the vision tower's result is the same for all.
 
     Attributes:
-        model: patched for each run, and restored.
+        model: unpatched.
         prompt: what the processor would give.
         visual: number of visual tokens.
         tower: seconds of the vision tower, which is timed apart.
@@ -149,13 +149,19 @@ class Prefill:
         tower.forward = lambda *args, **kwargs: copy.copy(tokens)
 
     @torch.no_grad()
-    def unpatched(self) -> torch.Tensor:
-        """The first token's logits with all visual tokens."""
-        return self.model(**self.prompt, logits_to_keep=1).logits
+    def logits(self, model: Any) -> torch.Tensor:
+        """The first token's."""
+        return model(**self.prompt, logits_to_keep=1).logits
 
-    def patched(self, share: float) -> torch.Tensor:
-        """The same with a share of them, selection included."""
+    def patched(self, share: float) -> Callable[[], torch.Tensor]:
+        """What makes the logits of a share of the tokens, selection included."""
         from trimtok_fast.hf import hooks
+
+        # Modules of its own over the same weights: a user patches once, so no run is to pay for it.
+        weights = (*self.model.parameters(), *self.model.buffers())
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in weights})
+        tt.patch(model, tt.PruneConfig(keep_ratio=share))
+        choose = hooks.select
 
         def select(*arguments: Any) -> Any:
             with Span() as span:
@@ -163,32 +169,29 @@ class Prefill:
             self.selections[f"{share:g}"].append(span)
             return chosen
 
-        choose = hooks.select
-        with (
-            mock.patch.object(hooks, "select", select),
-            tt.patched(self.model, tt.PruneConfig(keep_ratio=share)),
-        ):
-            return self.unpatched()
+        def run() -> torch.Tensor:
+            with mock.patch.object(hooks, "select", select):
+                return self.logits(model)
+
+        return run
 
     def runs(self, shares: tuple[float, ...]) -> dict[str, Callable[[], torch.Tensor]]:
         """What there is to time."""
-        return {
-            UNPATCHED: self.unpatched,
-            **{f"{share:g}": lambda share=share: self.patched(share) for share in shares},
-        }
+        whole = {UNPATCHED: lambda: self.logits(self.model)}
+        return {**whole, **{f"{share:g}": self.patched(share) for share in shares}}
 
     def check(self, shares: tuple[float, ...]) -> None:
         """As many tokens stay as should; all of them change nothing."""
         for share in shares:
             with tt.patched(self.model, tt.PruneConfig(keep_ratio=share)) as handle:
-                logits = self.unpatched()
+                logits = self.logits(self.model)
             images = len(self.prompt["image_grid_thw"])
             size = self.visual // images
             wanted = tt.kept_counts(range(0, self.visual + 1, size), config=tt.PruneConfig(keep_ratio=share))
             kept = handle.last.visual_after.tolist()
             if kept != wanted or not logits.isfinite().all():
                 raise WrongAnswerError(f"prefill: {kept} visual tokens, not {wanted}, or no finite logits")
-            if share == 1 and not torch.equal(logits, self.unpatched()):
+            if share == 1 and not torch.equal(logits, self.logits(self.model)):
                 raise WrongAnswerError("prefill: keeping all tokens changes the logits")
 
     def measure(self, shares: tuple[float, ...], effort: Effort) -> dict[str, Any]:

@@ -152,6 +152,13 @@ def test_a_quick_contender_repeats_and_its_first_call_of_a_turn_does_not_count(c
     assert used["quick"] == pytest.approx(0.48)
 
 
+def test_every_second_round_goes_backwards():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    harness.interleave(runs, {name: [] for name in runs}, dict.fromkeys(runs, 0.0), Effort(3, 10, turn=0))
+    assert "".join(calls) == "abccbaabc"
+
+
 def test_a_short_turn_holds_fewer_calls(clock):
     times, used = {"quick": []}, {"quick": 0.0}
     effort = Effort(1, 10, turn=0.02)

@@ -93,6 +93,9 @@ def select(
     before = visual.sum(1).cpu()
     if not before.any():
         return None
+    if settings.config.keep_ratio == 1:
+        nothing: list[PruneResult | None] = [None] * len(ids)
+        return Prefill(torch.ones_like(visual), nothing, before, before.clone(), perf_counter() - start)
     if settings.image_index is None:
         starts = image_starts(family, ids, placed, prompt.positions, prompt.entries, model_config)
         numbers = numbered(starts, placed)
