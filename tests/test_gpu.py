@@ -21,6 +21,7 @@ from tests import test_greedy
 from tests.kernel_harness import awkward
 from tests.test_dpp import check_against_reference, weights
 from tests.test_greedy import check_selection
+from tests.test_kernel_budgets import many_images
 
 # Once more, on the device.
 from tests.test_kernel_dpp import (  # noqa: F401
@@ -108,6 +109,19 @@ def test_statistics_are_the_references(count, width, dtype, center):
     text, half = make_tokens("noise", 3, width, seed=1, dtype=dtype), count // 2
     boundaries = [0, half, count] if half else [0, count]
     check_statistics(tokens, boundaries, text=text, center=center, backend="triton", rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", ["adaptive", 0.3])
+@pytest.mark.parametrize("keep", [0.01, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_budgets_are_those_of_the_cpu(seed, keep, split):
+    images, samples, statistics = many_images([67, 1, 32, 200], [True, False, True, False], seed)
+    statistics = dataclasses.replace(statistics, inverse_norm=torch.ones(images.end))
+    config = tt.PruneConfig(keep_ratio=keep, stage_split=split, pool_fraction=0.3)
+    boundaries = images.offsets, samples.offsets
+    wanted = tt.plan_budgets(statistics, *boundaries, config=config)
+    found = tt.plan_budgets(moved(statistics, GPU), *boundaries, config=config)
+    assert all(torch.equal(moved(value, "cpu"), vars(wanted)[name]) for name, value in vars(found).items())
 
 
 @pytest.mark.parametrize("workspace_bytes", [2**29, SCANT], ids=["stored", "computed again"])

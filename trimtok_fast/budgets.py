@@ -215,13 +215,18 @@ def plan_budgets(
                 f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__,
                 "Pass the boundaries that the statistics were made with.",
             )
-    return plan_of(statistics, images, samples, config)
+    from trimtok_fast.ops import choose_backend  # which stands on this module
+
+    plan: BudgetPlan = choose_backend("auto", statistics.diversity).plan_budgets(
+        statistics, images, samples, config
+    )
+    return plan
 
 
 def plan_of(
     statistics: TokenStatistics, images: Segments, samples: Segments, config: PruneConfig
 ) -> BudgetPlan:
-    """`plan_budgets` of checked input."""
+    """`plan_budgets` of checked input, in torch."""
     device = statistics.diversity.device
     kept = kept_of(images, samples, config)
     first_rows = samples.of(images).tensor(device)[:-1]

@@ -15,7 +15,6 @@ from trimtok_fast.budgets import (
     anchors_of,
     check_plan,
     kept_of,
-    plan_of,
     plan_of_one_stage,
     pools_at_most,
     survivors_at_most,
@@ -144,7 +143,7 @@ def prune(
                 _check_finite(statistics.inverse_norm, text)
         with record_function("trimtok::budgets"):
             if plan is None:
-                plan = plan_of(statistics, images, samples, config)
+                plan = run.plan_budgets(statistics, images, samples, config)
                 kept = kept_of(images, samples, config)
                 surviving = survivors_at_most(kept, images, samples, texts, config)
                 pooled = pools_at_most(kept, surviving, texts, config)

@@ -533,7 +533,10 @@ def neg_abs(machine, current: Instruction) -> None:
         machine.write(current.operands[0], np.negative(value) if current.opcode == "neg" else np.abs(value))
         return
     if "ftz" in current.modifiers:
-        raise UnsupportedInstruction(f"not implemented: {current.name}")
+        function = np.negative if current.opcode == "neg" else np.abs
+        values = unpack_floats(machine, current, operand, kind)
+        machine.write(current.operands[0], pack_floats(machine, current, [function(v) for v in values], kind))
+        return
     width = bit_width(kind)  # a matter of sign bits, whatever the float
     value = machine.read(operand, f"b{width}")
     sign = 1 << (width - 1) | (1 << (width // 2 - 1) if kind.endswith("x2") else 0)

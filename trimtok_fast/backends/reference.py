@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtok_fast import statistics as constants
+from trimtok_fast.budgets import plan_of as plan_budgets  # noqa: F401
 from trimtok_fast.segments import Segments
 from trimtok_fast.statistics import TokenStatistics
 

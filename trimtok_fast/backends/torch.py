@@ -19,6 +19,7 @@ from trimtok_fast.backends import lockstep
 from trimtok_fast.backends.directions import BLOCK_ROWS, Directions, compute_dtype, inverse_of, to_host
 from trimtok_fast.backends.dpp import dpp
 from trimtok_fast.backends.greedy import coverage, max_mean, max_min
+from trimtok_fast.budgets import plan_of as plan_budgets  # noqa: F401
 from trimtok_fast.segments import Segments
 from trimtok_fast.statistics import TokenStatistics
 

@@ -1,4 +1,4 @@
-"""The five ops on Triton kernels: allocates what they need and launches them. Never waits for the device.
+"""The ops and the budgets on Triton kernels: allocates what they need and launches them. Waits for nothing.
 
 Boundaries that are known on the host size the launches; those of `greedy_select` and `pareto_front`
 may be on the device, unread.
@@ -16,6 +16,9 @@ from torch import Tensor
 from trimtok_fast.backends.torch import gather_gradient
 from trimtok_fast.backends.triton_greedy import form_of, largest_stored, select_stored
 from trimtok_fast.backends.triton_rounds import select_in_rounds
+from trimtok_fast.budgets import BudgetPlan, floors_of, kept_of
+from trimtok_fast.config import PruneConfig
+from trimtok_fast.kernels.budgets import budgets_launch
 from trimtok_fast.kernels.dpp import dpp_launch, tile_count
 from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
 from trimtok_fast.kernels.pareto import pareto_launch
@@ -36,6 +39,7 @@ __all__ = [
     "gather_tokens",
     "greedy_select",
     "pareto_front",
+    "plan_budgets",
     "token_statistics",
 ]
 
@@ -94,6 +98,44 @@ def token_statistics(
             mean_text=floats(len(samples), d) if centred and text is not None else None,
         )
     return out
+
+
+def plan_budgets(
+    statistics: TokenStatistics, images: Segments, samples: Segments, config: PruneConfig
+) -> BudgetPlan:
+    """METHOD §2, all samples in one launch."""
+    device, kept = statistics.diversity.device, kept_of(images, samples, config)
+    floors = tuple(
+        floor
+        for has_text in (False, True)
+        for sample, span in enumerate(samples)
+        for floor in floors_of(images.lengths[span], kept[sample], has_text, config)
+    )
+    plan = BudgetPlan(
+        keep=integers_on(device, tuple(kept)).clone(),
+        survivors=torch.empty(len(samples), dtype=torch.int64, device=device),
+        pool=torch.empty(len(samples), dtype=torch.int64, device=device),
+        image_budgets=torch.empty(len(images), dtype=torch.int64, device=device),
+    )
+    alignment = statistics.alignment
+    with torch.cuda.device_of(statistics.diversity):
+        budgets_launch(
+            plan.image_budgets,
+            plan.survivors,
+            plan.pool,
+            diversity=statistics.diversity.contiguous(),
+            nonzero=statistics.nonzero.contiguous(),
+            variation=statistics.variation.contiguous(),
+            alignment=None if alignment is None else alignment.contiguous(),
+            lengths=integers_on(device, images.lengths),
+            floors=integers_on(device, floors),
+            kept=plan.keep,
+            cu_images=samples.tensor(device),
+            first_rows=integers_on(device, samples.of(images).offsets[:-1]),
+            split=None if config.stage_split == "adaptive" else float(config.stage_split),
+            pool_fraction=config.pool_fraction,
+        )
+    return plan
 
 
 def _chunks(segments: Segments, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from trimtok_fast.budgets import anchors_of, kept_counts, text_seeds_of
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.kernels import (
+    budgets,
     directions,
     dpp,
     gather,
@@ -27,9 +28,10 @@ from trimtok_fast.kernels import (
 )
 from trimtok_fast.kernels.common import Traffic
 from trimtok_fast.segments import Segments
+from trimtok_fast.statistics import TokenStatistics
 
 #: The steps of `prune`.
-PRUNE = ("statistics", "stage 1", "stage 2", "pareto", "gather")
+PRUNE = ("statistics", "budgets", "stage 1", "stage 2", "pareto", "gather")
 #: The steps that `traffic` knows. The others are there to be compiled too.
 KNOWN = (*PRUNE, "cdpruner")
 
@@ -109,6 +111,19 @@ class Workload:
                 tokens, images, samples, text, Segments((0, self.words)), center=center
             )
 
+        def plan() -> object:
+            one_each = torch.empty(self.images)
+            found = TokenStatistics(
+                origin=torch.empty(1, self.dim),
+                inverse_norm=inverse_norm,
+                direction_sum=torch.empty(self.images, self.dim),
+                nonzero=one_each.long(),
+                diversity=one_each,
+                variation=torch.empty(1),
+                alignment=inverse_norm,
+            )
+            return backend.plan_budgets(found, images, samples, config)
+
         def select(
             objective: str,
             segments: Segments | Tensor,
@@ -157,6 +172,7 @@ class Workload:
 
         return {
             "statistics": lambda: measure("sample"),
+            "budgets": plan,
             "stage 1": lambda: each_image(config.image_objective),
             "stage 2": across_images,
             "pareto": lambda: backend.pareto_front(rank, -rank, torch.tensor([0, self.pool - anchors])),
@@ -180,6 +196,8 @@ class Workload:
         dtype, config = DTYPES[self.dtype], self._config()
         if step == "statistics":
             return {step: statistics.traffic(self._images().lengths, self.dim, dtype, centred=True)}
+        if step == "budgets":
+            return {step: budgets.traffic(self.images, samples=1)}
         if step == "pareto":
             return {step: pareto.traffic(self.pool - self.images * self.anchors)}
         if step == "gather":
@@ -187,19 +205,19 @@ class Workload:
         if step == "cdpruner":
             return {"dpp": dpp.traffic((self.total,), (self.kept,), self.dim, dtype)}
         if step == "stage 1":
-            sizes, budgets = self._images().lengths, (self.survivors,) * self.images
+            sizes, picks = self._images().lengths, (self.survivors,) * self.images
             objective = config.image_objective
         else:
-            sizes, budgets, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
+            sizes, picks, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
         if "absorb" in modules:
-            return {"rounds": rounds.traffic(sizes, budgets, self.dim, dtype, config.candidates)}
+            return {"rounds": rounds.traffic(sizes, picks, self.dim, dtype, config.candidates)}
         if "recomputed" in modules:
-            return {"recomputed": recomputed.traffic(sizes, budgets, self.dim, dtype, objective)}
+            return {"recomputed": recomputed.traffic(sizes, picks, self.dim, dtype, objective)}
         form = form_of(torch.empty(0, self.dim, dtype=dtype), objective)
         parts = {
             "directions": directions.traffic(sizes, self.dim, dtype),
             "similarity": similarity.traffic(sizes, form.width, form.directions, form.matrix),
-            "greedy": greedy.traffic(sizes, budgets, objective, form.matrix),
+            "greedy": greedy.traffic(sizes, picks, objective, form.matrix),
         }
         if "similarity" in modules:
             return parts

@@ -201,12 +201,16 @@ def test_approximations(opcode, function):
 def test_flush_to_zero():
     a = np.resize(np.array([1e-39, -1e-39, 2.0**-126, 1.0], np.float32), 32)
     result = run(
-        "mul.ftz.f32 d, a, 0f3F800000; mul.f32 e, a, 0f3F800000; ex2.approx.ftz.f32 f, b;",
-        {"d": np.float32, "e": np.float32, "f": np.float32},
+        "mul.ftz.f32 d, a, 0f3F800000; mul.f32 e, a, 0f3F800000; ex2.approx.ftz.f32 f, b;"
+        "abs.ftz.f32 g, a; neg.ftz.f32 h, a;",
+        {"d": np.float32, "e": np.float32, "f": np.float32, "g": np.float32, "h": np.float32},
         a=a,
         b=np.full(32, -130, np.float32),
     )
-    same(result["d"], np.where(np.abs(a) < 2.0**-126, np.copysign(np.float32(0), a), a))
+    flushed = np.where(np.abs(a) < 2.0**-126, np.copysign(np.float32(0), a), a)
+    same(result["d"], flushed)
+    same(result["g"], np.abs(flushed))
+    same(result["h"], -flushed)
     same(result["e"], a)
     same(result["f"], np.zeros(32, np.float32))
 
