@@ -30,16 +30,18 @@ def check_selection(
 ):
     """A backend's picks pass the certificate, equal the textbook's where it is apart, and cover as much.
 
-    On the torch backend those of large segments too, which small ones are spared.
+    On the torch backend in all ways that a segment's size and budget choose between.
     """
     arguments = dict(objective=objective, origin=origin, rows=rows, seeds=seeds, cu_seeds=cu_seeds)
     expected = tt.greedy_select(tokens, cu_segments, budgets, backend="reference", **arguments)
     found = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
     _check_picks(tokens, cu_segments, budgets, found, expected, **arguments)
-    if backend == "torch" and objective != "max_mean":
+    by_rows = {"coverage": [0], "max_min": [greedy.BY_ROWS, 0], "max_mean": []}
+    for largest in by_rows[objective] if backend == "torch" else []:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lockstep, "LARGEST", 0)
             patch.setattr(greedy, "ONE_ROUND", 0)
+            patch.setattr(greedy, "BY_ROWS", largest)
             other = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
         _check_picks(tokens, cu_segments, budgets, other, expected, **arguments)
         if objective == "coverage":

@@ -65,9 +65,10 @@ def statistics():
 def selection(objective):
     """Ties, seeds, zero tokens, given norms, ragged rows; few and many candidates, small and no workspace."""
     degenerate = test_greedy.TestDegenerate()
-    for largest in (greedy.ONE_ROUND, 0):
+    for one_round, by_rows in ((greedy.ONE_ROUND, 0), (0, greedy.BY_ROWS), (0, 0)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(greedy, "ONE_ROUND", largest)
+            patch.setattr(greedy, "ONE_ROUND", one_round)
+            patch.setattr(greedy, "BY_ROWS", by_rows)
             degenerate.test_equal_tokens_are_picked_from_the_lowest_row(objective, "torch")
             if objective != "max_mean":
                 degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row(objective, "torch")
@@ -243,6 +244,15 @@ FAULTS = {
         ("zero tokens that are far", "apart[~present] = np.inf", "pass"),
         ("the first pick alone", "apart[picks].min(0)", "apart[picks[0]]"),
         ("duplicates apart", "distance.masked_fill_(distance < constants.ZERO_DISTANCE, 0)", "distance"),
+    ],
+    (greedy._by_rows, MAX_MIN): [
+        ("zero seed lowers others", "if present[pick]:", "if pick in cosines:"),
+        ("zero tokens far from all", "np.where(present, np.inf, 0.0)", "np.full(len(present), np.inf)"),
+        ("rows of others", "block.T, strict", "block.T[::-1], strict"),
+        ("values rise", "np.fmin(value, 1 - cosines[pick], out=value)", "value[:] = 1 - cosines[pick]"),
+        ("picked again", "value[pick] = -1", "pass"),
+        ("duplicates apart", "value[best] < constants.ZERO_DISTANCE", "False"),
+        ("tie to the highest row", "(value > -1)[:", "(value > -1)[::-1][:"),
     ],
     (greedy._handed_over, COVERAGE): [
         ("more than the move", "torch.minimum(block,", "torch.maximum(block,"),

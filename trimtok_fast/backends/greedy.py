@@ -19,6 +19,10 @@ MOVED = 32
 PICKED = np.iinfo(np.int64).min
 #: Where max_min picks a third or more of at most this many tokens, one round takes them all for candidates.
 ONE_ROUND = 2560
+#: Segments of at most this many tokens whose rows of distances max_min makes when it needs them.
+BY_ROWS = 1024
+#: Rows made at a time.
+ROWS = 48
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
@@ -158,7 +162,7 @@ def _distance(cosine: Array) -> Array:
 def max_min(
     directions: Directions, budget: int, seeds: list[int], candidates: int, workspace_bytes: int
 ) -> tuple[list[int], list[float]]:
-    """k-centre in rounds (METHOD §5), and lazily; without a matrix, but for a small segment's one round.
+    """k-centre in rounds (METHOD §5), and lazily; without a matrix, but for small segments.
 
     A token's value, its distance to the picks, only falls. So a value that lacks the latest picks is a bound,
     and it is enough to bring those tokens up to date that could still win, the working set: the largest
@@ -171,12 +175,13 @@ def max_min(
     if len(picks) == budget:
         return picks, gains
     present = directions.present
-    if (
-        len(directions) <= min(ONE_ROUND, 3 * budget)
-        and Similarities.nbytes(directions, directions.dtype) <= workspace_bytes
-    ):
-        more, distances = _one_round(directions, picks, budget - len(picks), workspace_bytes)
-        return picks + more, gains + distances
+    if Similarities.nbytes(directions, directions.dtype) <= workspace_bytes:
+        if len(directions) <= min(ONE_ROUND, 3 * budget):
+            more, distances = _one_round(directions, picks, budget - len(picks), workspace_bytes)
+            return picks + more, gains + distances
+        if len(directions) <= BY_ROWS:
+            more, distances = _by_rows(directions, picks, budget - len(picks))
+            return picks + more, gains + distances
     first = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
     # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
     centres = first.new_empty(first.shape[1], budget)
@@ -250,6 +255,48 @@ def _one_round(
     nothing = (-np.inf, -1)
     won, distances = _contest(apart, value, np.arange(len(value)), nothing, budget)
     return won.tolist(), distances
+
+
+def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[list[int], list[float]]:
+    """One row of distances per pick: the textbook, but rows are made many at a time, for likely picks.
+
+    Those are the tokens with the largest values. A row that is not needed yet may be needed later.
+    """
+    present, unit = directions.present, directions[slice(0, len(directions))]
+    value = np.where(present, np.inf, 0.0).astype(to_host(directions.inverse_norm[:0]).dtype)
+    cosines: dict[int, Array] = {}
+    lacking = np.ones(len(value), dtype=bool)
+
+    def make(rows: Array) -> None:
+        # Not copied into rows: most are never read.
+        block = to_host(unit @ directions[to_device(rows, directions)].T)
+        cosines.update(zip(rows.tolist(), block.T, strict=True))
+        lacking[rows] = False
+
+    def meet(pick: int) -> None:
+        if present[pick]:
+            np.fmin(value, 1 - cosines[pick], out=value)  # fmin: what is not a number never lowers anything
+        value[pick] = -1
+
+    # A product with a single column rounds a row by where it stands, and duplicates must tie.
+    make(np.array(picks if len(picks) > 1 else picks * 2))
+    for pick in picks:
+        meet(pick)
+    won: list[int] = []
+    gains: list[float] = []
+    while len(won) < budget:
+        best = int(value.argmax())
+        if value[best] < constants.ZERO_DISTANCE:  # so are all others: they tie at 0
+            rest = np.flatnonzero(value > -1)[: budget - len(won)].tolist()
+            return won + rest, gains + [0.0] * len(rest)
+        if lacking[best]:
+            likely = np.where(lacking, value, -1)
+            likely[best] = np.inf
+            make(likely.argpartition(-min(ROWS, len(value)))[-ROWS:])
+        won.append(best)
+        gains.append(float(value[best]))
+        meet(best)
+    return won, gains
 
 
 def largest(value: Array, count: int) -> tuple[Array, tuple[float, int]]:
