@@ -184,7 +184,7 @@ def max_min(
             return picks + more, gains + distances
     first = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
     # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
-    centres = first.new_empty(first.shape[1], budget)
+    centres = first.new_zeros(first.shape[1], budget)
     count = len(first)
     centres[:, :count] = first.T
     value = np.where(present, np.inf, 0.0).astype(to_host(directions.inverse_norm[:0]).dtype)
@@ -193,7 +193,9 @@ def max_min(
     def refresh(part: Array, unit: Tensor) -> None:
         known = int(met[part].min())
         if known < count:
-            nearest = _distance(to_host((unit @ centres[:, known:count]).amax(1)))
+            # Two columns at least: with one, BLAS rounds a row by where it stands, and duplicates must tie.
+            cosine = (unit @ centres[:, known : max(count, known + 2)])[:, : count - known]
+            nearest = _distance(to_host(cosine.amax(1)))
             value[part] = np.fmin(value[part], nearest)  # fmin: what is not a number never lowers anything
             met[part] = count
 
