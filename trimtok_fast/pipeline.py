@@ -409,7 +409,7 @@ def _select(
         cosine = torch.where(used, alignment[order[at].clamp(min=0)], 0)
         ranks = rank(run, delta, cosine, cu_ranked)
         group = torch.where(used, cu_ranked[sample] + ranks, len(number))
-        sums = _normalised(delta, group) + _normalised(cosine, group)
+        sums = _normalised(torch.stack([delta.double(), cosine.double()]), group).sum(0)
         at = torch.where(used, at, total)
         front = pad(front, (0, 1)).scatter(0, at, ranks)[:-1]
         score = pad(score, (0, 1)).scatter(0, at, -sums)[:-1]
@@ -434,8 +434,11 @@ def _places(starts: Tensor, counts: Segments) -> Tensor:
 
 
 def _normalised(value: Tensor, group: Tensor) -> Tensor:
-    """Min–max over each group, in fp64; 0 where the group is constant. Groups are numbered up to [N]."""
-    value = value.double()
-    low = value.new_zeros(len(value) + 1).scatter_reduce(0, group, value, "amin", include_self=False)[group]
-    high = value.new_zeros(len(value) + 1).scatter_reduce(0, group, value, "amax", include_self=False)[group]
+    """Min–max of each row of fp64 [k, N] over each group; 0 where it is constant. Groups go up to N."""
+    group = group.expand_as(value)
+    ends = value.new_zeros(len(value), value.shape[1] + 1)
+    low, high = (
+        ends.scatter_reduce(1, group, value, end, include_self=False).gather(1, group)
+        for end in ("amin", "amax")
+    )
     return torch.where(high > low, (value - low) / (high - low).clamp(min=torch.finfo(value.dtype).tiny), 0.0)
