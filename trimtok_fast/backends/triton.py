@@ -6,6 +6,7 @@ may be on the device, unread.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,7 @@ def token_statistics(
     """METHOD §1 in three launches."""
     count, d = tokens.shape
     centred = center == "sample"
-    chunks, cu_chunks = _chunks(images, np.repeat(np.arange(len(samples)), samples.lengths))
-    text_chunks, cu_text_chunks = np.empty((0, 3), np.int64), None
-    if cu_text is not None:
-        text_chunks, cu_text_chunks = _chunks(cu_text, np.arange(len(samples)))
-    all_chunks = np.concatenate([text_chunks, chunks])
-
-    def on_device(table: np.ndarray) -> Tensor:
-        return integers_on(tokens.device, tuple(table.ravel().tolist())).view(table.shape)
+    chunks, cu_chunks, cu_text_chunks, text_chunks = _chunk_tables(tokens.device, images, samples, cu_text)
 
     def floats(*shape: int) -> Tensor:
         return tokens.new_empty(shape, dtype=torch.float32)
@@ -85,15 +79,15 @@ def token_statistics(
             **vars(out),
             tokens=tokens,
             text=text,
-            chunks=on_device(all_chunks),
-            cu_chunks=on_device(cu_chunks + len(text_chunks)),
+            chunks=chunks,
+            cu_chunks=cu_chunks,
             cu_images=samples.tensor(tokens.device),
             cu_text=None if cu_text is None else cu_text.tensor(tokens.device),
-            cu_text_chunks=None if cu_text_chunks is None else on_device(cu_text_chunks),
-            text_chunks=len(text_chunks),
-            direction=floats(len(all_chunks), d),
-            total=floats(len(all_chunks), d) if centred else None,
-            count=integers(len(all_chunks), 2),
+            cu_text_chunks=cu_text_chunks,
+            text_chunks=text_chunks,
+            direction=floats(len(chunks), d),
+            total=floats(len(chunks), d) if centred else None,
+            count=integers(len(chunks), 2),
             norm=floats(count) if centred else None,
             mean_text=floats(len(samples), d) if centred and text is not None else None,
         )
@@ -136,6 +130,30 @@ def plan_budgets(
             pool_fraction=config.pool_fraction,
         )
     return plan
+
+
+@functools.lru_cache(maxsize=256)
+def _chunk_tables(
+    device: torch.device, images: Segments, samples: Segments, cu_text: Segments | None
+) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    """The chunks of text, then those of images; where each image's begin, and each text's; how many are text.
+
+    Kept for the next call with the same shapes: on the host they take longer than the kernels on a GPU.
+    """
+    chunks, cu_chunks = _chunks(images, np.repeat(np.arange(len(samples)), samples.lengths))
+    text_chunks, cu_text_chunks = np.empty((0, 3), np.int64), None
+    if cu_text is not None:
+        text_chunks, cu_text_chunks = _chunks(cu_text, np.arange(len(samples)))
+
+    def on_device(table: np.ndarray) -> Tensor:
+        return integers_on(device, tuple(table.ravel().tolist())).view(table.shape)
+
+    return (
+        on_device(np.concatenate([text_chunks, chunks])),
+        on_device(cu_chunks + len(text_chunks)),
+        None if cu_text_chunks is None else on_device(cu_text_chunks),
+        len(text_chunks),
+    )
 
 
 def _chunks(segments: Segments, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
