@@ -18,7 +18,7 @@ from trimtok_fast import statistics as constants
 Array = Any
 #: Rows in a block: fp32 sums of more lose digits that D_intra needs, and more bytes fall out of the cache.
 BLOCK_ROWS = 256
-#: Tokens normalised at a time: the dozen small operations on norms take as long for any number of them.
+#: Tokens normalised at a time where they stay: the small operations on norms take as long for any number.
 LOADED_ROWS = 1024
 
 
@@ -56,7 +56,7 @@ class Directions:
             self.inverse_norm = tokens.new_empty(len(rows), dtype=self.dtype)
         else:
             self.inverse_norm = inverse_norm.index_select(0, rows).to(self.dtype)
-        for part in self.parts(LOADED_ROWS) if fits or inverse_norm is None else ():
+        for part in self.parts(LOADED_ROWS if fits else BLOCK_ROWS) if fits or inverse_norm is None else ():
             block = self.load(part, None if self.stored is None else self.stored[part])
             norm = torch.linalg.vector_norm(block, dim=1) if inverse_norm is None else None
             self._center(block)
