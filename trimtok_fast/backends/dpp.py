@@ -22,6 +22,8 @@ from trimtok_fast.backends.greedy import largest
 
 #: A round brings this many times its candidates up to date.
 WORKING_SET = 4
+#: A round has this many candidates for each that the last one accepted, within bounds.
+ACCEPTED = 6
 #: The value of what is picked: what is left of a token is never below 0.
 PICKED = -1.0
 
@@ -35,7 +37,7 @@ def dpp(
         vectors: r û of the segment's tokens, in the order in which ties are broken.
         relevance: r of each, not negative.
         budget: picks.
-        candidates: of a round.
+        candidates: of a round, at most.
     """
     whole = np.where(vectors.present, to_host(relevance.double()) ** 2, 0.0)
     spent = np.maximum(whole * constants.SPENT_SHARE, whole.max() * constants.SPENT)
@@ -68,14 +70,14 @@ def dpp(
 
     picks: list[int] = []
     gains: list[float] = []
-    size = min(WORKING_SET * candidates, len(left))
+    size, some = min(WORKING_SET * candidates, len(left)), candidates
     while len(picks) < budget and left.max() > 0:
         working, outside = largest(left, size)
         working = working[left[working] > 0]
         stale = working[met[working].argsort(kind="stable")]  # those that lack the most picks together
         for start in range(0, len(stale), BLOCK_ROWS):
             refresh(stale[start : start + BLOCK_ROWS])
-        chosen, beaten = largest(left[working], candidates)
+        chosen, beaten = largest(left[working], some)
         contenders = working[chosen]
         if beaten[1] >= 0:
             outside = max(
@@ -83,14 +85,16 @@ def dpp(
             )
         at, count = to_device(contenders, vectors), len(picks)
         known = factor[:, :count].index_select(0, at)
-        some = vectors.load(at, block[: len(at)]).mul_(vectors.inverse_norm.index_select(0, at)[:, None])
-        kernel = to_host(torch.addmm(some @ some.T, known, known.T, alpha=-1).double())
+        unit = vectors.load(at, block[: len(at)]).mul_(vectors.inverse_norm.index_select(0, at)[:, None])
+        kernel = to_host(torch.addmm(unit @ unit.T, known, known.T, alpha=-1).double())
         won, rows = _contest(kernel, left, spent, contenders, outside, budget - len(picks))
         gains += [float(row[place] ** 2) for row, place in zip(rows, won, strict=True)]
         picks += contenders[won].tolist()
         new = to_device(rows.T, vectors).to(factor.dtype)
         factor[:, count : len(picks)].index_copy_(0, at, new)
         met[contenders] = len(picks)
+        # Where few were accepted, half of the candidates would have done.
+        some = min(candidates, max((candidates + 1) // 2, ACCEPTED * len(won)))
     rest = np.flatnonzero(left != PICKED)[: budget - len(picks)].tolist()
     return picks + rest, gains + [0.0] * len(rest)
 
