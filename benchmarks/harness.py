@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -213,6 +214,10 @@ def _left_out(name: str, contender: Contender, effort: Effort) -> str:
     return ""
 
 
+def _first_line(text: str) -> str:
+    return textwrap.shorten(text.splitlines()[0], 160, placeholder=" …")
+
+
 def _judged(case: Case, name: str) -> tuple[float, int | None, str]:
     """Seconds of the first run, peak memory, and what is wrong with the result."""
     contender = case.contenders[name]
@@ -227,7 +232,7 @@ def _judged(case: Case, name: str) -> tuple[float, int | None, str]:
     except UNABLE as error:
         if name == OURS:
             raise
-        return 0.0, None, f"does not run here: {(str(error) or repr(error)).splitlines()[0]}"
+        return 0.0, None, f"does not run here: {_first_line(str(error) or repr(error))}"
     try:
         if not contender.limit:
             case.check(name, result)
