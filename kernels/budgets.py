@@ -7,6 +7,7 @@ found by bisection, as Σ b_k rises with it, and then solved for once more among
 length; each image's rank among the remainders is counted, so nothing is sorted or stored between the passes.
 
 Work: n (3 + BISECTIONS) clamps and n² comparisons for n images, on 28 bytes an image that stay in the cache.
+A sample keeps one program busy, however many images it has.
 In fp64, and in the order of the images: a sample's numbers are what they are without other samples.
 """
 
@@ -32,7 +33,8 @@ def _load_diversity(diversity_ptr, first, stop, BLOCK: tl.constexpr):
     offs = first + tl.arange(0, BLOCK)
     diversity = tl.load(diversity_ptr + offs, mask=offs < stop, other=0.0).to(tl.float64)
     # Half the threshold, as a value at the threshold may be rounded down.
-    return tl.where(diversity > ZERO_DIVERSITY / 2, diversity, 0.0)
+    # By a difference: in a comparison triton rounds the constant to fp32.
+    return tl.where(diversity - ZERO_DIVERSITY / 2 > 0, diversity, 0.0)
 
 
 @triton.jit
@@ -137,9 +139,10 @@ def _budgets_kernel(
     if ADAPTIVE:
         mean = diversity_sum / (stop - start).to(tl.float64)
         variation = tl.load(variation_ptr + sample).to(tl.float64)
+        farther = variation * (1.0 - mean)
         # Where one of the two is undefined, there is nothing to choose between images.
-        known = (variation == variation) & (mean > 0)
-        farther = tl.maximum(variation * (1.0 - mean), 0.0) / tl.where(known, mean, 1.0)
+        known = (farther == farther) & (mean > 0)
+        farther = tl.maximum(farther, 0.0) / tl.where(known, mean, 1.0)
         differ = tl.where(known, tl.minimum(farther / DIFFERENT, 1.0), 1.0)
         split = tl.where(with_text, LEAST_WEIGHT, LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * differ)
     survivors = tl.floor(size * tl.exp2(split * tl.log2(kept / size)) + 0.5 + SHARE_TOLERANCE)

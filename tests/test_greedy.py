@@ -334,6 +334,19 @@ def test_fp64_tokens_are_computed_in_fp64(objective):
     assert certify(tokens, found, objective=objective, origin=origin[0]).regret < 1e-9
 
 
+@pytest.mark.parametrize("budget", [2, 3, 4])
+def test_max_min_ties_of_duplicates_are_exact_in_small_segments(budget):
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        count, width = 4 + seed % 12, (33, 64, 129)[seed % 3]
+        tokens = torch.randn(budget, width, generator=generator)
+        tokens = tokens[torch.randint(budget, (count,), generator=generator)]
+        picks, _ = tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend="torch")
+        lowest = [int((tokens == tokens[pick]).all(1).nonzero()[0]) for pick in picks.tolist()]
+        kinds = len(tokens.unique(dim=0))
+        assert picks[:kinds].tolist() == lowest[:kinds], f"seed {seed}"
+
+
 @pytest.mark.parametrize("candidates", [1, 2, 7])
 def test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates):
     # Four entries of ±1: of norm 2, so that every cosine is exact and ties are too.

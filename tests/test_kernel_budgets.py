@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,14 +44,15 @@ def many_images(sizes, texts, seed=0):
     return images, samples, statistics_of(diversity.tolist(), variation.tolist(), nonzero.tolist(), alignment)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(problems())
 def test_the_plan_of_torch(problem):
     check_plan(*problem)
 
 
-@pytest.mark.parametrize("split", ["adaptive", 0.0, 0.3, 1.0])
-@pytest.mark.parametrize("keep", [0.01, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("keep", "split"), [(0.01, "adaptive"), (0.2, "adaptive"), (0.2, 0.3), (0.7, 1.0), (1.0, 0.0)]
+)
 def test_more_images_than_a_tile(keep, split):
     config = tt.PruneConfig(keep_ratio=keep, stage_split=split, pool_fraction=0.3)
     plan = check_plan(*many_images([BLOCK + 3, 1, 2 * BLOCK], [True, False, False]), config)
@@ -84,6 +87,13 @@ def test_by_hand(sizes, diversity, nonzero, text, options):
     check_plan(cumulative(sizes), cumulative([len(sizes)]), statistics, tt.PruneConfig(**options))
 
 
+def test_the_threshold_of_diversity_in_fp64():
+    statistics = statistics_of([5e-6, 0.0], [0.5], [90, 90])
+    statistics = dataclasses.replace(statistics, diversity=torch.tensor([5e-6, 0.0], dtype=torch.float64))
+    config = tt.PruneConfig(keep_tokens=60, stage_split=1.0)
+    check_plan(cumulative([90, 90]), cumulative([2]), statistics, config)
+
+
 def test_weights_far_apart():
     sizes, config = [1, 1, 1, 100_000, 90], tt.PruneConfig(keep_tokens=50_001, stage_split=1.0)
     statistics = statistics_of([2.0, 0.0, 0.0, 1e-5, 2.0], [0.5], sizes)
@@ -91,16 +101,12 @@ def test_weights_far_apart():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("diversity", [0.0, 0.5])
-@pytest.mark.parametrize("variation", [0.0, 0.01, torch.inf, torch.nan])
+@pytest.mark.parametrize("diversity", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("variation", [0.01, torch.inf, torch.nan])
 def test_where_a_statistic_is_undefined_or_0(variation, diversity, dtype):
     statistics = statistics_of([diversity] * 3, [variation], [9] * 3)
-    statistics = type(statistics)(
-        **{
-            **vars(statistics),
-            "diversity": statistics.diversity.to(dtype),
-            "variation": statistics.variation.to(dtype),
-        }
+    statistics = dataclasses.replace(
+        statistics, diversity=statistics.diversity.to(dtype), variation=statistics.variation.to(dtype)
     )
     check_plan(cumulative([9] * 3), cumulative([3]), statistics, tt.PruneConfig())
 
@@ -109,15 +115,8 @@ def test_statistics_of_tokens_in_strided_memory():
     tokens, text = make_tokens("photo-like", 90, 16), make_tokens("noise", 4, 16, seed=1)
     cu_tokens, cu_images = [0, 20, 41, 90], [0, 2, 3]
     found = tt.token_statistics(tokens, cu_tokens, cu_images, text=text, cu_text=[0, 4, 4])
-    found = type(found)(
-        **{
-            **vars(found),
-            "diversity": guarded(found.diversity, 3),
-            "variation": guarded(found.variation, 2),
-            "nonzero": guarded(found.nonzero, 2),
-            "alignment": guarded(found.alignment, 2),
-        }
-    )
+    names = ("diversity", "variation", "nonzero", "alignment")
+    found = dataclasses.replace(found, **{name: guarded(getattr(found, name), 2) for name in names})
     images, samples = cumulative([20, 21, 49]), cumulative([2, 1])
     check_plan(images, samples, found, tt.PruneConfig())
 
@@ -140,7 +139,9 @@ def test_nothing_is_written_beside_the_plan():
     [
         pytest.param("tl.where(with_text, images, 0)", "0", id="floors without text"),
         pytest.param("with_text = alignment == alignment", "with_text = alignment != alignment", id="text"),
-        pytest.param("ZERO_DIVERSITY / 2, diversity", "-1.0, diversity", id="diversity that is rounding"),
+        pytest.param(
+            "diversity - ZERO_DIVERSITY / 2 > 0", "diversity > -1.0", id="diversity that is rounding"
+        ),
         pytest.param("tl.maximum(survivors, kept), floor_sum)", "survivors, kept)", id="floors of stage 1"),
         pytest.param("full <= survivors", "full < 0", id="all with weight are full"),
         pytest.param("reached <= survivors, level, low", "reached <= kept, level, low", id="another total"),
@@ -148,7 +149,7 @@ def test_nothing_is_written_beside_the_plan():
         pytest.param("other[None, :] < own[:, None]", "other[None, :] > own[:, None]", id="ties to the last"),
         pytest.param("split * tl.log2", "0.5 * tl.log2", id="the split"),
         pytest.param("fixed) / tl.where(", "fixed) * 0.9 / tl.where(", id="not solved again"),
-        pytest.param("known, tl.minimum", "mean >= 0, tl.minimum", id="undefined variation"),
+        pytest.param("(farther == farther) & (mean > 0)", "mean >= 0", id="undefined variation"),
         pytest.param("fraction * (survivors - kept)", "(survivors - kept)", id="the pool's share"),
     ],
 )

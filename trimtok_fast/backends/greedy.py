@@ -21,8 +21,9 @@ PICKED = np.iinfo(np.int64).min
 ONE_ROUND = 2560
 #: Segments of at most this many tokens whose rows of distances max_min makes when it needs them.
 BY_ROWS = 1024
-#: Rows made at a time.
-ROWS = 48
+#: Rows made at a time; and the fewest, by repetition: with three columns or less, BLAS rounds a row of a
+#: product by where it stands, and duplicates must tie.
+ROWS, FEWEST = 48, 8
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
@@ -270,6 +271,7 @@ def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[lis
     lacking = np.ones(len(value), dtype=bool)
 
     def make(rows: Array) -> None:
+        rows = np.resize(rows, max(len(rows), FEWEST))
         # Not copied into rows: most are never read.
         block = to_host(unit @ directions[to_device(rows, directions)].T)
         cosines.update(zip(rows.tolist(), block.T, strict=True))
@@ -280,8 +282,7 @@ def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[lis
             np.fmin(value, 1 - cosines[pick], out=value)  # fmin: what is not a number never lowers anything
         value[pick] = -1
 
-    # A product with a single column rounds a row by where it stands, and duplicates must tie.
-    make(np.array(picks if len(picks) > 1 else picks * 2))
+    make(np.array(picks))
     for pick in picks:
         meet(pick)
     won: list[int] = []
