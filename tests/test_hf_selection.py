@@ -224,6 +224,14 @@ def test_stats_sum_over_the_calls() -> None:
     assert (handle.stats.visual_before, handle.stats.visual_after) == (before, after)
 
 
+def test_a_wrong_image_index_is_an_error_even_where_everything_is_kept() -> None:
+    family, model = FAMILIES["llava"], model_of("llava")
+    options = dict(image_index=lambda ids, visual: visual)
+    everything = tt.patched(model, tt.PruneConfig(keep_ratio=1.0), **options)
+    with everything, torch.no_grad(), pytest.raises(tt.InvalidInputError, match="image_index"):
+        model(**family.inputs(family.ragged))
+
+
 def test_keeping_everything_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("distances were computed")

@@ -93,7 +93,7 @@ def select(
     before = visual.sum(1).cpu()
     if not before.any():
         return None
-    if settings.config.keep_ratio == 1:  # there is nothing to choose: no image is told from another
+    if settings.config.keep_ratio == 1 and settings.image_index is None:  # nothing to choose, nor to check
         nothing: list[PruneResult | None] = [None] * len(ids)
         return Prefill(torch.ones_like(visual), nothing, before, before.clone(), perf_counter() - start)
     if settings.image_index is None:
