@@ -2,6 +2,9 @@
 
 import os
 
+import pytest
+import torch
+
 from tests.interpreter import remember
 
 # The kernels run in Triton's interpreter: there may be no GPU. It is read when triton is imported.
@@ -9,3 +12,20 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if os.environ["TRITON_INTERPRET"] == "1":
     remember()
+
+
+@pytest.fixture
+def uneven_products(monkeypatch):
+    """Products that round an entry by where it stands: BLAS does, in shapes that differ from CPU to CPU."""
+
+    def uneven(multiply):
+        def product(left, right, *, out=None):
+            result = multiply(left, right)
+            place = torch.arange(result.numel(), device=result.device).view_as(result)
+            result = result * (1 + place * 5 % 7 * torch.finfo(result.dtype).eps)
+            return result if out is None else out.copy_(result)
+
+        return product
+
+    monkeypatch.setattr(torch, "mm", uneven(torch.mm))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", uneven(torch.Tensor.__matmul__))

@@ -156,6 +156,14 @@ def test_ties_go_to_the_larger_relevance_then_to_the_lowest_row(backend):
     assert tt.dpp_select(none, [0, 4], [3], backend=backend)[0].tolist() == [0, 1, 2]
 
 
+def test_of_equal_tokens_the_lowest_row_goes_first(uneven_products):
+    for seed in range(30):
+        tokens = make_tokens("noise", 20, (33, 64, 129)[seed % 3], seed=seed)
+        kind = torch.randint(20, (70,), generator=torch.Generator().manual_seed(seed))
+        picks, _ = tt.dpp_select(tokens[kind], [0, 70], [kind.unique().numel()], backend="torch")
+        assert picks.tolist() == [int((kind == kind[pick]).nonzero()[0]) for pick in picks]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_relevance_and_tokens_count_as_nothing(backend):
     tokens, relevance = make_tokens("noise", 40, 60), weights(40)
@@ -289,7 +297,7 @@ FAULTS = {
         ("factor not kept", "factor[:, known:count].index_copy_(0, at, own[:, known:])", "pass"),
         ("bound of the rest ignored", "outside = max(", "outside = min("),
         ("never more than the rank", "return picks + rest", "return picks + rest[:0]"),
-        ("zero tokens have something", "np.where(vectors.present, ", "np.where(True, "),
+        ("zero tokens have something", "vectors.present & ~", "~"),
         ("rounding counts", "whole * constants.SPENT_SHARE", "whole * 0"),
     ],
     (dpp._contest, agreement): [

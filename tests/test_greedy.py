@@ -36,12 +36,17 @@ def check_selection(
     expected = tt.greedy_select(tokens, cu_segments, budgets, backend="reference", **arguments)
     found = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
     _check_picks(tokens, cu_segments, budgets, found, expected, **arguments)
-    by_rows = {"coverage": [0], "max_min": [greedy.BY_ROWS, 0], "max_mean": []}
-    for largest in by_rows[objective] if backend == "torch" else []:
+    by_rows = {
+        "coverage": [(0, 0)],
+        "max_min": [(greedy.BY_ROWS, 1), (greedy.BY_ROWS, 5), (0, 0)],
+        "max_mean": [],
+    }
+    for largest, running in by_rows[objective] if backend == "torch" else []:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lockstep, "LARGEST", 0)
             patch.setattr(greedy, "ONE_ROUND", 0)
             patch.setattr(greedy, "BY_ROWS", largest)
+            patch.setattr(greedy, "RUNNING", running)
             other = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
         _check_picks(tokens, cu_segments, budgets, other, expected, **arguments)
         if objective == "coverage":
@@ -243,6 +248,21 @@ class TestDegenerate:
         assert indices[40:].tolist() == list(range(40, 200))
         assert gain[40:].tolist() == [0.0] * 160
 
+    def test_what_equals_a_seed_is_picked_last(self, objective, backend):
+        if objective == "max_mean":
+            pytest.skip("max_mean may well prefer a copy of an extreme token: that is its nature")
+        tokens = make_tokens("noise", 60, 65)
+        tokens[40:] = tokens[20:40]
+        indices, gain = tt.greedy_select(
+            tokens, [0, 60], [60], objective=objective, seeds=list(range(40, 60)), backend=backend
+        )
+        assert indices[40:].tolist() == list(range(20, 40))
+        assert gain[40:].tolist() == [0.0] * 20
+
+    def test_orthogonal_tokens_tie(self, objective, backend):
+        indices, _ = tt.greedy_select(torch.eye(9), [0, 9], [9], objective=objective, backend=backend)
+        assert indices.tolist() == list(range(9))
+
     def test_zero_tokens_gain_nothing_and_change_nothing(self, objective, backend):
         tokens = make_tokens("noise", 60, 16)
         tokens[::3] = 0
@@ -334,18 +354,33 @@ def test_fp64_tokens_are_computed_in_fp64(objective):
     assert certify(tokens, found, objective=objective, origin=origin[0]).regret < 1e-9
 
 
-@pytest.mark.parametrize("budget", [2, 3, 4])
-def test_max_min_ties_of_duplicates_are_exact_in_small_segments(budget):
-    for seed in range(240):
+@pytest.mark.parametrize("way", ["default", "by rows", "rounds", "no workspace"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_of_equal_tokens_the_lowest_row_goes_first(objective, way, uneven_products, monkeypatch):
+    if way != "default":
+        monkeypatch.setattr(greedy, "ONE_ROUND", 0)
+        monkeypatch.setattr(greedy, "BY_ROWS", greedy.BY_ROWS if way == "by rows" else 0)
+        monkeypatch.setattr(lockstep, "LARGEST", 0)
+    options = {"workspace_bytes": 0} if way == "no workspace" else {}
+    for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
-        count = 4 + seed % 12 if seed < 200 else 33 + 32 * (seed % 8)
-        width = (33, 64, 129, 1000)[seed % 4]
-        tokens = torch.randn(budget, width, generator=generator)
-        tokens = tokens[torch.randint(budget, (count,), generator=generator)]
-        picks, _ = tt.greedy_select(tokens, [0, count], [budget], objective="max_min", backend="torch")
-        lowest = [int((tokens == tokens[pick]).all(1).nonzero()[0]) for pick in picks.tolist()]
-        kinds = len(tokens.unique(dim=0))
-        assert picks[:kinds].tolist() == lowest[:kinds], f"seed {seed}"
+        count, kinds = 4 + 5 * seed, 2 + seed % 4 + seed // 2
+        tokens = torch.randn(kinds, (33, 64, 129, 40)[seed % 4], generator=generator)
+        kind = torch.randint(kinds, (count,), generator=generator)
+        seeds = [count - 1] if seed % 3 == 0 else []
+        picks, _ = tt.greedy_select(
+            tokens[kind],
+            [0, count],
+            [count // 2],
+            objective=objective,
+            seeds=seeds,
+            backend="torch",
+            **options,
+        )
+        left = [row for row in range(count) if row not in seeds]
+        for pick in picks[len(seeds) :].tolist():
+            assert pick == next(row for row in left if kind[row] == kind[pick]), f"seed {seed}"
+            left.remove(pick)
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 7])

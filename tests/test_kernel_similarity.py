@@ -77,7 +77,7 @@ def check_similarities(tokens, cu_segments, objective, origin=None, rows=None, *
         x, _ = reference.usable(tokens[own])
         center = None if origin is None else origin[k].double()
         unit = reference.directions_about(x, center, reference.inverse_norm_about(x, center))
-        expected = reference.similarity_of(unit)
+        expected = reference.similarity_of(unit @ unit.T)
         if objective != "coverage":
             expected = torch.where(expected == 1, 1.0, unit @ unit.T)
         matrix, total = of_slot(work, form, k, size)

@@ -137,9 +137,8 @@ def test_distances_to_the_nearest_other(count, dtype):
     inverse = tt.token_statistics(tokens, [0, count], center="none", backend="torch").inverse_norm
     found = divprune.distance_to_nearest_other(tokens, inverse)
     x = tokens.double()
-    distance = reference.distance_of(
-        reference.directions_about(x, None, reference.inverse_norm_about(x, None))
-    )
+    unit = reference.directions_about(x, None, reference.inverse_norm_about(x, None))
+    distance = reference.distance_of(unit @ unit.T)
     present = x.norm(dim=1) > 0
     distance[:, ~present] = math.inf
     distance.fill_diagonal_(math.inf)

@@ -72,8 +72,12 @@ def selection(objective):
             degenerate.test_equal_tokens_are_picked_from_the_lowest_row(objective, "torch")
             if objective != "max_mean":
                 degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row(objective, "torch")
+                degenerate.test_what_equals_a_seed_is_picked_last(objective, "torch")
+            degenerate.test_orthogonal_tokens_tie(objective, "torch")
             degenerate.test_seeds_come_first_in_their_order(objective, "torch")
             degenerate.test_a_batch_equals_its_segments_alone(objective, "torch")
+            for candidates in (1, 2, 7):
+                test_greedy.test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates)
 
     tokens = make_tokens("noise", 100, 4)  # many are more than a right angle apart
     tokens[3] = 0
@@ -247,12 +251,16 @@ FAULTS = {
     ],
     (greedy._by_rows, MAX_MIN): [
         ("zero seed lowers others", "if present[pick]:", "if pick in cosines:"),
-        ("zero tokens far from all", "np.where(present, np.inf, 0.0)", "np.full(len(present), np.inf)"),
-        ("rows of others", "block.T, strict", "block.T[::-1], strict"),
-        ("values rise", "np.fmin(value, 1 - cosines[pick], out=value)", "value[:] = 1 - cosines[pick]"),
+        ("rows of others", "block, strict", "block[::-1], strict"),
+        ("values rise", "np.fmin(value[at], 1 - cosine)", "1 - cosine"),
         ("picked again", "value[pick] = -1", "pass"),
+        ("bounds for values", "not runs[best]", "False"),
+        ("the last pick alone is met again", "won[met:]", "won[-1:]"),
         ("duplicates apart", "value[best] < constants.ZERO_DISTANCE", "False"),
         ("tie to the highest row", "(value > -1)[:", "(value > -1)[::-1][:"),
+    ],
+    (greedy._at_first, MAX_MIN): [
+        ("zero tokens far from all", "directions.present & ~directions.copies", "~directions.copies"),
     ],
     (greedy._handed_over, COVERAGE): [
         ("more than the move", "torch.minimum(block,", "torch.maximum(block,"),
@@ -274,7 +282,6 @@ FAULTS = {
         ("bound of the other candidates ignored", "if beaten[1] >= 0", "if False"),
         ("centres one column off", "[:, count : count + len", "[:, count - 1 : count - 1 + len"),
         ("zero seed lowers others", "for p in picks if present[p]]", "for p in picks]"),
-        ("zero tokens far from all", "np.where(present, np.inf, 0.0)", "np.full(len(present), np.inf)"),
         ("seeds picked again", "value[picks] = -1", "pass"),
         ("picked again", "value[accepted] = -1", "pass"),
     ],
@@ -421,8 +428,8 @@ FAULTS = {
         ("margin always 0", "min(step[1] for step in steps)", "0.0"),
         ("a pick not judged", "if step < seeds", "if step <= seeds"),
         ("another scale", "largest = max(largest, best)", "largest = 100.0"),
-        ("coverage of the worst pick", "similarity.max(1)", "similarity.min(1)"),
-        ("radius of the farthest pick", "apart.min(1)", "apart.max(1)"),
+        ("coverage of the worst pick", "(cosine).max(1)", "(cosine).min(1)"),
+        ("radius of the farthest pick", "(cosine).min(1)", "(cosine).max(1)"),
     ],
     (certificate.certify, MAX_MEAN): [
         ("seeds judged", "if step < seeds", "if False"),
@@ -432,7 +439,7 @@ FAULTS = {
     (certificate._replay_max_mean, MAX_MEAN): [("newest pick alone", "total + unit[pick]", "unit[pick]")],
     (reference._coverage, COVERAGE): [("best forgets", "best.maximum(", "(")],
     (reference._max_min, MAX_MIN): [("farthest pick", ".min(dim=1)", ".max(dim=1)")],
-    (reference._opening, MAX_MIN): [("least typical", "typical = unit", "typical = -unit")],
+    (reference._opening, MAX_MIN): [("least typical", "along(unit, unit", "along(unit, -unit")],
     (reference.dominates, fronts): [("both must be better", "one[1] >= other[1]", "one[1] > other[1]")],
     (reference.mean_pairwise_distance, statistics): [("pairs with oneself", "(count - 1)", "count")],
 }

@@ -103,15 +103,15 @@ def certify(
             largest = max(largest, best)
     steps = [(shortfall / largest, lead / largest) for shortfall, lead in steps] + opening_steps
     regret, margin = max(step[0] for step in steps), min(step[1] for step in steps)
-    similarity = reference.similarity_of(unit)[:, order]
-    apart = reference.distance_of(unit)[:, order]
+    cosine = unit @ unit[order].T
+    covered = reference.similarity_of(cosine).max(1).values.sum()
     return Certificate(
-        regret, margin, float(similarity.max(1).values.sum()), float(apart.min(1).values.max())
+        regret, margin, float(covered), float(reference.distance_of(cosine).min(1).values.max())
     )
 
 
 def _replay_coverage(unit: Tensor, present: Tensor, order: list[int]) -> Iterator[Tensor]:
-    similarity = reference.similarity_of(unit)
+    similarity = reference.similarity_of(unit @ unit.T)
     best = unit.new_zeros(len(unit))
     gain = similarity.sum(0)
     for pick in order:
@@ -123,7 +123,7 @@ def _replay_coverage(unit: Tensor, present: Tensor, order: list[int]) -> Iterato
 
 
 def _replay_max_min(unit: Tensor, present: Tensor, order: list[int]) -> Iterator[Tensor]:
-    distance = reference.distance_of(unit)
+    distance = reference.distance_of(unit @ unit.T)
     nearest = torch.where(present, torch.inf, 0.0).double()
     for pick in order:
         yield nearest

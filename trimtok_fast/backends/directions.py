@@ -6,6 +6,7 @@ Tokens are copied into fp32 (fp64 for fp64 tokens) before any arithmetic, and th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,14 @@ def inverse_of(norm: Tensor, about: Tensor) -> Tensor:
 
 
 class Directions:
-    """û of one segment, (x − origin) · inverse_norm: stored if it fits the workspace, else made when read."""
+    """û of one segment, (x − origin) · inverse_norm: stored if it fits the workspace, else made when read.
+
+    Attributes:
+        present: which tokens have a direction.
+        first: where the first token that equals each stands. Duplicates must tie, but BLAS rounds a row of a
+            product by where it stands, and not alike on all processors: ties are not left to products.
+        copies: which tokens equal an earlier one.
+    """
 
     def __init__(
         self,
@@ -66,6 +74,8 @@ class Directions:
             if fits:
                 self._scale(block, self.inverse_norm[part])
         self.present = to_host(self.inverse_norm > 0)
+        self.first = self._first()
+        self.copies = self.first < np.arange(len(self))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,6 +89,22 @@ class Directions:
     def parts(self, rows: int = BLOCK_ROWS) -> Iterator[slice]:
         """The segment in blocks."""
         return (slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows))
+
+    def _first(self) -> Array:
+        first = np.arange(len(self))
+        # Equal tokens have equal keys, and others hardly ever: few tokens need a closer look.
+        key = to_host(self.inverse_norm.double() + self.tokens[:, 0].index_select(0, self.rows))
+        order = key.argsort(kind="stable")
+        alike = key[order[1:]] == key[order[:-1]]
+        suspects = np.sort(order[np.append(alike, False) | np.append(False, alike)])
+        suspects = suspects[self.present[suspects]]
+        seen: dict[bytes, int] = {}
+        for start in range(0, len(suspects), BLOCK_ROWS):
+            some = suspects[start : start + BLOCK_ROWS]
+            tokens = to_host(self.load(to_device(some, self)) + 0)  # −0 is 0
+            for place, token in zip(some.tolist(), tokens, strict=True):
+                first[place] = seen.setdefault(blake2b(token, digest_size=16).digest(), place)
+        return first
 
     def _make(self, index: Tensor | slice) -> Tensor:
         return self._scale(self._center(self.load(index)), self.inverse_norm[index])
@@ -118,6 +144,7 @@ class Similarities:
         finish: Callable[[Tensor], object] = lambda cosine: None,
     ) -> None:
         self.directions, self.dtype, self.scale, self.finish = directions, dtype, scale, finish
+        self.first = to_device(directions.first, directions) if directions.copies.any() else None
         fits = self.nbytes(directions, dtype) <= workspace_bytes
         self.matrix = self._fill(self._empty(len(directions))) if fits else None
         # numpy's view of it: made once, as a pick takes less time than the making of a view or two
@@ -151,19 +178,23 @@ class Similarities:
             matrix[part, part] = square.tril() + square.tril(-1).T
             matrix[part.stop :, part] = tile[width:]
             matrix[part, part.stop :] = tile[width:].T
+        if self.first is not None:
+            for some in to_device(self.directions.copies.nonzero()[0], self.directions).split(BLOCK_ROWS):
+                matrix[some] = matrix[self.first[some]]
+                matrix[:, some] = matrix[:, self.first[some]]
         return matrix
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """Some rows, [k, m]; a copy for an index, not to be written to for a slice."""
         if self.matrix is not None:
             return self.matrix[index] if isinstance(index, slice) else self.matrix.index_select(0, index)
-        unit = self.directions[index]
+        unit = self.directions[index if self.first is None else self.first[index]]
         rows = unit.new_empty(len(unit), len(self.directions), dtype=self.dtype)
         for part in self.directions.parts():
             tile = unit @ (self.directions[part] * self.scale).T
             self.finish(tile)
             rows[:, part] = tile
-        return rows
+        return rows if self.first is None else rows.index_select(1, self.first)
 
     def row(self, index: int) -> Array:
         """One row, on the host; not to be written to."""
@@ -178,6 +209,7 @@ class Similarities:
         at = to_device(columns, self.directions)
         if self.matrix is not None:
             return to_host(self.matrix[row].index_select(0, at))
+        row, at = int(self.directions.first[row]), at if self.first is None else self.first[at]
         tile = self.directions[at] @ (self.directions[slice(row, row + 1)] * self.scale).T
         self.finish(tile)
         return to_host(tile.view(-1).to(self.dtype))

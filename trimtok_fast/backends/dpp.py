@@ -39,7 +39,8 @@ def dpp(
         budget: picks.
         candidates: of a round, at most.
     """
-    whole = np.where(vectors.present, to_host(relevance.double()) ** 2, 0.0)
+    # A copy of an earlier token has nothing of its own: of equal tokens, the first has the largest r.
+    whole = np.where(vectors.present & ~vectors.copies, to_host(relevance.double()) ** 2, 0.0)
     spent = np.maximum(whole * constants.SPENT_SHARE, whole.max() * constants.SPENT)
     left = whole.copy()
     factor = relevance.new_empty(len(left), budget)

@@ -21,9 +21,10 @@ PICKED = np.iinfo(np.int64).min
 ONE_ROUND = 2560
 #: Segments of at most this many tokens whose rows of distances max_min makes when it needs them.
 BY_ROWS = 1024
-#: Rows made at a time; and the fewest, by repetition: with three columns or less, BLAS rounds a row of a
-#: product by where it stands, and duplicates must tie.
-ROWS, FEWEST = 48, 8
+#: Rows made at a time.
+ROWS = 32
+#: Tokens in the running for each pick that is to come; and the share of them that is worth the copying.
+RUNNING, SHRUNK = 5, 0.75
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
@@ -119,8 +120,8 @@ def _opening(directions: Directions, budget: int, seeds: list[int]) -> list[int]
         return picks
     total = torch.stack([directions[part].sum(0).double() for part in directions.parts()]).sum(0)
     total = total.to(directions.dtype)
-    # not mv, which rounds a row by where it stands: duplicates must tie
-    typical = np.concatenate([to_host((directions[part] * total).sum(1)) for part in directions.parts()])
+    typical = np.concatenate([to_host(directions[part] @ total) for part in directions.parts()])
+    typical[directions.copies] = -np.inf
     typical[picks] = -np.inf
     while len(picks) < budget:
         picks.append(int(typical.argmax()))
@@ -152,6 +153,15 @@ def max_mean(
         gains.append(float(value[pick]))
         pending = [pick] if directions.present[pick] else []
     return picks, gains
+
+
+def _at_first(directions: Directions) -> Array:
+    """Values before the first pick. A token without a direction is apart from nothing.
+
+    Nor is a copy of an earlier token: its value is no larger until that one is picked, and 0 from then on.
+    """
+    value = np.where(directions.present & ~directions.copies, np.inf, 0.0)
+    return value.astype(to_host(directions.inverse_norm[:0]).dtype)
 
 
 def _distance(cosine: Array) -> Array:
@@ -188,15 +198,13 @@ def max_min(
     centres = first.new_zeros(first.shape[1], budget)
     count = len(first)
     centres[:, :count] = first.T
-    value = np.where(present, np.inf, 0.0).astype(to_host(directions.inverse_norm[:0]).dtype)
+    value = _at_first(directions)
     met = np.zeros(len(value), dtype=np.int64)  # how many of the centres each value knows of
 
     def refresh(part: Array, unit: Tensor) -> None:
         known = int(met[part].min())
         if known < count:
-            # Two columns at least: with one, BLAS rounds a row by where it stands, and duplicates must tie.
-            cosine = (unit @ centres[:, known : max(count, known + 2)])[:, : count - known]
-            nearest = _distance(to_host(cosine.amax(1)))
+            nearest = _distance(to_host((unit @ centres[:, known:count]).amax(1)))
             value[part] = np.fmin(value[part], nearest)  # fmin: what is not a number never lowers anything
             met[part] = count
 
@@ -252,8 +260,7 @@ def _one_round(
 
     apart = to_host(Similarities(directions, workspace_bytes, directions.dtype, finish=finish)[slice(None)])
     apart[~present] = np.inf  # a zero token that is picked changes no other value
-    value = np.where(present, np.inf, 0.0).astype(apart.dtype)
-    value = np.minimum(value, apart[picks].min(0))
+    value = np.minimum(_at_first(directions), apart[picks].min(0))
     value[picks] = -1
     nothing = (-np.inf, -1)
     won, distances = _contest(apart, value, np.arange(len(value)), nothing, budget)
@@ -261,39 +268,58 @@ def _one_round(
 
 
 def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[list[int], list[float]]:
-    """One row of distances per pick: the textbook, but rows are made many at a time, for likely picks.
+    """One row of distances per pick: the textbook, but rows are made many at a time, and not of all tokens.
 
-    Those are the tokens with the largest values. A row that is not needed yet may be needed later.
+    They are made for the likeliest picks, the tokens with the largest values: a row that is not needed yet
+    may be needed later. And they are rows of distances to the tokens in the running, several for each pick
+    that is to come. All other values are bounds from then on; should one be the largest, all run again.
     """
-    present, unit = directions.present, directions[slice(0, len(directions))]
-    value = np.where(present, np.inf, 0.0).astype(to_host(directions.inverse_norm[:0]).dtype)
-    cosines: dict[int, Array] = {}
-    lacking = np.ones(len(value), dtype=bool)
+    present, whole, value = directions.present, directions[slice(0, len(directions))], _at_first(directions)
+    running: Array | slice = slice(None)
+    unit, met = whole, 0  # `met`: picks that those not in the running know of
+    runs, lacking = np.ones((2, len(value)), dtype=bool)
+    cosines: dict[int, tuple[Array | slice, Array]] = {}
+    won: list[int] = []
+    gains: list[float] = []
+
+    def products(some: Tensor, rows: Array) -> Array:
+        return to_host(some @ directions[to_device(rows, directions)].T)
 
     def make(rows: Array) -> None:
-        rows = np.resize(rows, max(len(rows), FEWEST))
         # Not copied into rows: most are never read.
-        block = to_host(unit @ directions[to_device(rows, directions)].T)
-        cosines.update(zip(rows.tolist(), block.T, strict=True))
+        block = products(unit, rows).T
+        cosines.update((row, (running, cosine)) for row, cosine in zip(rows.tolist(), block, strict=True))
         lacking[rows] = False
 
     def meet(pick: int) -> None:
         if present[pick]:
-            np.fmin(value, 1 - cosines[pick], out=value)  # fmin: what is not a number never lowers anything
+            at, cosine = cosines[pick]
+            value[at] = np.fmin(value[at], 1 - cosine)  # fmin: what is not a number never lowers anything
         value[pick] = -1
 
     make(np.array(picks))
     for pick in picks:
         meet(pick)
-    won: list[int] = []
-    gains: list[float] = []
     while len(won) < budget:
         best = int(value.argmax())
         if value[best] < constants.ZERO_DISTANCE:  # so are all others: they tie at 0
             rest = np.flatnonzero(value > -1)[: budget - len(won)].tolist()
             return won + rest, gains + [0.0] * len(rest)
+        if not runs[best]:
+            late = np.flatnonzero(~runs)
+            nearest = products(directions[to_device(late, directions)], np.array(won[met:])).max(1)
+            value[late] = np.fmin(value[late], 1 - nearest)
+            running, unit = slice(None), whole
+            runs[:] = lacking[:] = True
+            continue
         if lacking[best]:
-            likely = np.where(lacking, value, -1)
+            size = RUNNING * (budget - len(won))
+            if size < SHRUNK * len(unit):
+                met = len(won) if unit is whole else met
+                runs &= value >= np.partition(value[running], -size)[-size]  # duplicates stay together
+                running = np.flatnonzero(runs)
+                unit = directions[to_device(running, directions)]
+            likely = np.where(lacking & runs, value, -1)
             likely[best] = np.inf
             make(likely.argpartition(-min(ROWS, len(value)))[-ROWS:])
         won.append(best)

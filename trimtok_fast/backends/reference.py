@@ -132,23 +132,35 @@ def greedy_select(
     return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=tokens.device)
 
 
-def similarity_of(unit: Tensor) -> Tensor:
-    """sim⁺ [m, m]: symmetric, 1 between duplicates and on the diagonal of tokens that have a direction."""
-    cosine = unit @ unit.T
-    similarity = ((cosine + cosine.T) / 2).clamp(0, 1)
+def along(unit: Tensor, vector: Tensor) -> Tensor:
+    """u_i · v [m]. Duplicates must tie, but a product of matrices rounds a row by where it stands."""
+    return (unit * vector).sum(1)
+
+
+def cosines_of(unit: Tensor) -> Tensor:
+    """û_i · û_j [m, m], symmetric to the bit."""
+    cosine = unit.new_empty(len(unit), len(unit))
+    for place, row in enumerate(unit):
+        cosine[place] = along(unit, row)
+    return cosine
+
+
+def similarity_of(cosine: Tensor) -> Tensor:
+    """sim⁺ of cosines: 1 between duplicates, and of a token that has a direction with itself."""
+    similarity = cosine.clamp(0, 1)
     similarity[1 - similarity < constants.ZERO_DISTANCE] = 1
     return similarity
 
 
-def distance_of(unit: Tensor) -> Tensor:
-    """max(0, 1 − û_i · û_j) [m, m], and 0 between duplicates."""
-    distance = (1 - unit @ unit.T).clamp(min=0)
+def distance_of(cosine: Tensor) -> Tensor:
+    """max(0, 1 − û_i · û_j) of cosines, and 0 between duplicates."""
+    distance = (1 - cosine).clamp(min=0)
     distance[distance < constants.ZERO_DISTANCE] = 0
     return distance
 
 
 def _coverage(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
-    similarity = (similarity_of(unit) / GAIN_UNIT).round().long()
+    similarity = (similarity_of(cosines_of(unit)) / GAIN_UNIT).round().long()
     best = torch.zeros(len(unit), dtype=torch.int64, device=unit.device)
     picks: list[int] = []
     gains: list[float] = []
@@ -163,7 +175,7 @@ def _coverage(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> t
 
 
 def _max_min(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
-    distance = distance_of(unit)
+    distance = distance_of(cosines_of(unit))
     picks, gains = _opening(unit, present, budget, seeds)
     while len(picks) < budget:
         centres = [pick for pick in picks if present[pick]]
@@ -178,7 +190,7 @@ def _max_mean(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> t
     picks, gains = _opening(unit, present, budget, seeds)
     while len(picks) < budget:
         mean = unit[[pick for pick in picks if present[pick]]].mean(0)
-        value = torch.where(present, 1 - unit @ mean, 0)
+        value = torch.where(present, 1 - along(unit, mean), 0)
         value[picks] = -float("inf")
         picks.append(int(value.argmax()))
         gains.append(float(value[picks[-1]]))
@@ -188,7 +200,7 @@ def _max_mean(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> t
 def _opening(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
     """The seeds, then the most typical tokens until one of the picks has a direction."""
     picks = list(seeds)
-    typical = unit @ unit.sum(0)
+    typical = along(unit, unit.sum(0))
     while len(picks) < budget and not present[picks].any():
         typical[picks] = -float("inf")
         picks.append(int(typical.argmax()))
@@ -228,7 +240,7 @@ def dpp_select(
             gains.append(float(value[own[-1]]))
             if gains[-1] > 0:
                 new = left[own[-1]] / left[own[-1]].norm()
-                part = left @ new
+                part = along(left, new)
                 left, value = left - part[:, None] * new, value - part.square()
         picks.append(order[own] + segment.start)
     return torch.cat(picks), torch.tensor(gains, dtype=torch.float32, device=tokens.device)
