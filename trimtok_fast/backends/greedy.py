@@ -24,7 +24,7 @@ BY_ROWS = 1024
 #: Rows made at a time.
 ROWS = 32
 #: Tokens in the running for each pick that is to come; and the share of them that is worth the copying.
-RUNNING, SHRUNK = 5, 0.75
+RUNNING, SHRUNK = 5, 0.5
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
