@@ -10,6 +10,7 @@ import torch
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, SHAPES, make_tokens
 from trimtok_fast.backends import greedy, lockstep
+from trimtok_fast.backends.directions import Directions
 from trimtok_fast.certificate import TOLERANCE, certify
 from trimtok_fast.config import OBJECTIVES
 
@@ -352,6 +353,28 @@ def test_fp64_tokens_are_computed_in_fp64(objective):
     check_selection(tokens, [0, 64], [20], objective, origin=origin)
     found, _ = tt.greedy_select(tokens, [0, 64], [20], objective=objective, origin=origin, backend="torch")
     assert certify(tokens, found, objective=objective, origin=origin[0]).regret < 1e-9
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_copies_are_found(dtype):
+    # Entries of 0, −0 and ±1: many of one norm and one first entry, equal and not; muted and unusable ones.
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(-1, 2, (900, 6), generator=generator).to(dtype)
+    tokens = torch.where((tokens == 0) & (torch.rand(900, 6, generator=generator) < 0.5), -0.0, tokens)
+    tokens[40:44], tokens[50:53, 2] = 0, math.nan
+    inverse_norm = 1 / tokens.float().norm(dim=1)
+    inverse_norm[~(inverse_norm < math.inf)] = 0
+    inverse_norm[60:900:9] = 0
+    inverse_norm[61:900:9] *= 2
+    rows = torch.arange(5, 900)
+    found = Directions(tokens, rows, None, inverse_norm, 0)
+    known: dict[tuple, int] = {}
+    for place, row in enumerate(rows.tolist()):
+        own = (*(tokens[row].float() + 0).tolist(), float(inverse_norm[row]))
+        expected = known.setdefault(own, place) if inverse_norm[row] > 0 else place
+        assert found.first[place] == expected, row
+        assert found.copies[place] == (expected < place)
+    assert 100 < found.copies.sum() < 800
 
 
 @pytest.mark.parametrize("way", ["default", "by rows", "rounds", "no workspace"])

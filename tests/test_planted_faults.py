@@ -253,13 +253,13 @@ FAULTS = {
         ("zero seed lowers others", "if present[pick]:", "if pick in cosines:"),
         ("rows of others", "block, strict", "block[::-1], strict"),
         ("values rise", "np.fmin(value[at], 1 - cosine)", "1 - cosine"),
-        ("picked again", "value[pick] = -1", "pass"),
+        ("picked again", "value[pick] = -np.inf", "pass"),
         ("bounds for values", "not runs[best]", "False"),
         ("the last pick alone is met again", "won[met:]", "won[-1:]"),
         ("duplicates apart", "value[best] < constants.ZERO_DISTANCE", "False"),
-        ("tie to the highest row", "(value > -1)[:", "(value > -1)[::-1][:"),
+        ("tie to the highest row", "(value > -np.inf)[:", "(value > -np.inf)[::-1][:"),
     ],
-    (greedy._at_first, MAX_MIN): [
+    (greedy._unmet, MAX_MIN): [
         ("zero tokens far from all", "directions.present & ~directions.copies", "~directions.copies"),
     ],
     (greedy._handed_over, COVERAGE): [

@@ -40,8 +40,9 @@ class Directions:
 
     Attributes:
         present: which tokens have a direction.
-        first: where the first token that equals each stands. Duplicates must tie, but BLAS rounds a row of a
-            product by where it stands, and not alike on all processors: ties are not left to products.
+        first: where the first token that equals each stands; a token without a direction equals none.
+            Duplicates must tie, but BLAS rounds a row of a product by where it stands, and not alike on all
+            processors: ties are not left to products.
         copies: which tokens equal an earlier one.
     """
 
@@ -92,18 +93,24 @@ class Directions:
 
     def _first(self) -> Array:
         first = np.arange(len(self))
-        # Equal tokens have equal keys, and others hardly ever: few tokens need a closer look.
-        key = to_host(self.inverse_norm.double() + self.tokens[:, 0].index_select(0, self.rows))
+        # Equal tokens have equal keys, and most others do not: few tokens need a closer look.
+        inverse_norm = to_host(self.inverse_norm)
+        key = inverse_norm + to_host(self.tokens[:, 0].index_select(0, self.rows).double())
         order = key.argsort(kind="stable")
-        alike = key[order[1:]] == key[order[:-1]]
-        suspects = np.sort(order[np.append(alike, False) | np.append(False, alike)])
-        suspects = suspects[self.present[suspects]]
-        seen: dict[bytes, int] = {}
+        leads = np.append(True, key[order[1:]] != key[order[:-1]])
+        first[order] = order[leads][leads.cumsum() - 1]
+        suspects = np.flatnonzero(first < np.arange(len(self)))
+        others: dict[bytes, int] = {}
         for start in range(0, len(suspects), BLOCK_ROWS):
             some = suspects[start : start + BLOCK_ROWS]
-            tokens = to_host(self.load(to_device(some, self)) + 0)  # −0 is 0
-            for place, token in zip(some.tolist(), tokens, strict=True):
-                first[place] = seen.setdefault(blake2b(token, digest_size=16).digest(), place)
+            tokens, lead = self.load(to_device(some, self)), first[some]
+            equal = to_host((tokens == self.load(to_device(lead, self))).all(1))
+            equal &= (inverse_norm[some] == inverse_norm[lead]) & self.present[some]
+            unlike = to_host(tokens + 0)[~equal]  # −0 is 0
+            for place, token in zip(some[~equal].tolist(), unlike, strict=True):
+                bits = token.tobytes() + inverse_norm[place].tobytes()
+                known = others.setdefault(blake2b(bits, digest_size=16).digest(), place)
+                first[place] = known if self.present[known] else place
         return first
 
     def _make(self, index: Tensor | slice) -> Tensor:
@@ -179,9 +186,10 @@ class Similarities:
             matrix[part.stop :, part] = tile[width:]
             matrix[part, part.stop :] = tile[width:].T
         if self.first is not None:
+            for part in self.directions.parts():
+                matrix[part] = matrix[part].index_select(1, self.first)
             for some in to_device(self.directions.copies.nonzero()[0], self.directions).split(BLOCK_ROWS):
                 matrix[some] = matrix[self.first[some]]
-                matrix[:, some] = matrix[:, self.first[some]]
         return matrix
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:

@@ -15,8 +15,8 @@ from trimtok_fast.backends.directions import BLOCK_ROWS, Array, Directions, Simi
 
 #: Tokens that have changed hands before coverage brings all gains up to date: until then, bounds do.
 MOVED = 32
-#: The bound of a picked token. Not -1: recomputed similarities may differ in a bit, and gains end below 0.
-PICKED = np.iinfo(np.int64).min
+#: The bound of a picked token.
+PICKED = -1
 #: Where max_min picks a third or more of at most this many tokens, one round takes them all for candidates.
 ONE_ROUND = 2560
 #: Segments of at most this many tokens whose rows of distances max_min makes when it needs them.
@@ -43,6 +43,7 @@ def coverage(
     gain = np.zeros(len(directions), dtype=np.int64)
     for part in directions.parts():
         gain += to_host(similarities[part].sum(0, dtype=dtype))
+    gain[directions.copies] = 0  # as if the first of them were picked, which is no later
     known = to_host(
         directions.rows.new_zeros(len(directions), dtype=dtype)
     )  # the best that `gain` counts with
@@ -56,13 +57,15 @@ def coverage(
             for start in range(0, len(moved), BLOCK_ROWS):
                 some = moved[start : start + BLOCK_ROWS]
                 gain -= _handed_over(similarities, some, known[some], best[some])
+            np.maximum(gain, 0, out=gain)  # recomputed similarities may differ in a bit
+            gain[directions.copies] = 0
             known, bound = best.copy(), np.where(bound == PICKED, PICKED, gain)
             moved = moved[:0]
         if step < len(seeds):
             pick, value = seeds[step], float("inf")
         else:
             pick = _lazy_argmax(similarities, gain, bound, moved, known[moved], best[moved])
-            value = max(0, int(bound[pick])) / scale
+            value = int(bound[pick]) / scale
         picks.append(pick)
         gains.append(value)
         bound[pick] = PICKED
@@ -109,7 +112,7 @@ def _lazy_argmax(
             return pick
         entries = similarities.entries(pick, moved)
         lost = np.minimum(np.maximum(entries, old), new) - old
-        bound[pick] = gain[pick] - int(np.add.reduce(lost))
+        bound[pick] = max(0, gain[pick] - int(np.add.reduce(lost)))
         exact.add(pick)
 
 
@@ -155,10 +158,10 @@ def max_mean(
     return picks, gains
 
 
-def _at_first(directions: Directions) -> Array:
-    """Values before the first pick. A token without a direction is apart from nothing.
+def _unmet(directions: Directions) -> Array:
+    """Values that know of no pick: 0 for tokens that gain nothing, those without a direction and copies.
 
-    Nor is a copy of an earlier token: its value is no larger until that one is picked, and 0 from then on.
+    A copy's value is the first's until that is picked, which is no later, and 0 from then on.
     """
     value = np.where(directions.present & ~directions.copies, np.inf, 0.0)
     return value.astype(to_host(directions.inverse_norm[:0]).dtype)
@@ -193,12 +196,12 @@ def max_min(
         if len(directions) <= BY_ROWS:
             more, distances = _by_rows(directions, picks, budget - len(picks))
             return picks + more, gains + distances
-    first = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
+    opening = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
     # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
-    centres = first.new_zeros(first.shape[1], budget)
-    count = len(first)
-    centres[:, :count] = first.T
-    value = _at_first(directions)
+    centres = opening.new_zeros(opening.shape[1], budget)
+    count = len(opening)
+    centres[:, :count] = opening.T
+    value = _unmet(directions)
     met = np.zeros(len(value), dtype=np.int64)  # how many of the centres each value knows of
 
     def refresh(part: Array, unit: Tensor) -> None:
@@ -260,7 +263,7 @@ def _one_round(
 
     apart = to_host(Similarities(directions, workspace_bytes, directions.dtype, finish=finish)[slice(None)])
     apart[~present] = np.inf  # a zero token that is picked changes no other value
-    value = np.minimum(_at_first(directions), apart[picks].min(0))
+    value = np.minimum(_unmet(directions), apart[picks].min(0))
     value[picks] = -1
     nothing = (-np.inf, -1)
     won, distances = _contest(apart, value, np.arange(len(value)), nothing, budget)
@@ -274,10 +277,11 @@ def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[lis
     may be needed later. And they are rows of distances to the tokens in the running, several for each pick
     that is to come. All other values are bounds from then on; should one be the largest, all run again.
     """
-    present, whole, value = directions.present, directions[slice(0, len(directions))], _at_first(directions)
+    present, whole, value = directions.present, directions[slice(0, len(directions))], _unmet(directions)
     running: Array | slice = slice(None)
     unit, met = whole, 0  # `met`: picks that those not in the running know of
     runs, lacking = np.ones((2, len(value)), dtype=bool)
+    several = RUNNING
     cosines: dict[int, tuple[Array | slice, Array]] = {}
     won: list[int] = []
     gains: list[float] = []
@@ -295,7 +299,7 @@ def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[lis
         if present[pick]:
             at, cosine = cosines[pick]
             value[at] = np.fmin(value[at], 1 - cosine)  # fmin: what is not a number never lowers anything
-        value[pick] = -1
+        value[pick] = -np.inf
 
     make(np.array(picks))
     for pick in picks:
@@ -303,7 +307,7 @@ def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[lis
     while len(won) < budget:
         best = int(value.argmax())
         if value[best] < constants.ZERO_DISTANCE:  # so are all others: they tie at 0
-            rest = np.flatnonzero(value > -1)[: budget - len(won)].tolist()
+            rest = np.flatnonzero(value > -np.inf)[: budget - len(won)].tolist()
             return won + rest, gains + [0.0] * len(rest)
         if not runs[best]:
             late = np.flatnonzero(~runs)
@@ -311,17 +315,19 @@ def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[lis
             value[late] = np.fmin(value[late], 1 - nearest)
             running, unit = slice(None), whole
             runs[:] = lacking[:] = True
+            several *= 2
             continue
         if lacking[best]:
-            size = RUNNING * (budget - len(won))
+            size = several * (budget - len(won))
             if size < SHRUNK * len(unit):
                 met = len(won) if unit is whole else met
-                runs &= value >= np.partition(value[running], -size)[-size]  # duplicates stay together
+                runs &= value >= np.partition(value[running], -size)[-size]
                 running = np.flatnonzero(runs)
                 unit = directions[to_device(running, directions)]
-            likely = np.where(lacking & runs, value, -1)
+            likely = np.where(lacking & runs, value, -np.inf)
             likely[best] = np.inf
-            make(likely.argpartition(-min(ROWS, len(value)))[-ROWS:])
+            rows = likely.argpartition(-min(ROWS, len(value)))[-ROWS:]
+            make(rows[likely[rows] > -np.inf])
         won.append(best)
         gains.append(float(value[best]))
         meet(best)
