@@ -355,6 +355,17 @@ def test_fp64_tokens_are_computed_in_fp64(objective):
     assert certify(tokens, found, objective=objective, origin=origin[0]).regret < 1e-9
 
 
+def test_what_equals_a_seed_gains_nothing_where_similarities_are_computed_again():
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(12, 64, generator=generator) + torch.randn(1, 64, generator=generator)
+        picks, gain = tt.greedy_select(
+            tokens.repeat(2, 1), [0, 24], [24], seeds=[17, 20, 23], workspace_bytes=0, backend="torch"
+        )
+        assert picks[12:].tolist() == [5, 8, 11, *(row for row in range(12, 24) if row not in (17, 20, 23))]
+        assert (gain[12:] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_copies_are_found(dtype):
     # Entries of 0, −0 and ±1: many of one norm and one first entry, equal and not; muted and unusable ones.

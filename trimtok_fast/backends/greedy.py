@@ -43,7 +43,8 @@ def coverage(
     gain = np.zeros(len(directions), dtype=np.int64)
     for part in directions.parts():
         gain += to_host(similarities[part].sum(0, dtype=dtype))
-    gain[directions.copies] = 0  # as if the first of them were picked, which is no later
+    spent = directions.copies.copy()  # of equal tokens, all but the first until one is picked, then all
+    gain[spent] = 0
     known = to_host(
         directions.rows.new_zeros(len(directions), dtype=dtype)
     )  # the best that `gain` counts with
@@ -58,7 +59,7 @@ def coverage(
                 some = moved[start : start + BLOCK_ROWS]
                 gain -= _handed_over(similarities, some, known[some], best[some])
             np.maximum(gain, 0, out=gain)  # recomputed similarities may differ in a bit
-            gain[directions.copies] = 0
+            gain[spent] = 0
             known, bound = best.copy(), np.where(bound == PICKED, PICKED, gain)
             moved = moved[:0]
         if step < len(seeds):
@@ -68,6 +69,8 @@ def coverage(
             value = int(bound[pick]) / scale
         picks.append(pick)
         gains.append(value)
+        first = directions.first[pick]
+        spent[first], gain[first], bound[first] = True, 0, min(bound[first], 0)
         bound[pick] = PICKED
         np.maximum(best, similarities.row(pick), out=best)
     return picks, gains
@@ -76,7 +79,8 @@ def coverage(
 def whole_numbers(dtype: torch.dtype) -> tuple[torch.dtype, float]:
     """What sim⁺ is counted in, and how many for 1: sums do not hang on the order, running gains do not drift.
 
-    Ties that are exact in the maths are exact here. BLOCK_ROWS similarities, summed, fit the dtype.
+    Ties that are exact in the maths are exact here, where similarities are stored; where they are made again
+    at each use, those of equal tokens are. BLOCK_ROWS similarities, summed, fit the dtype.
     """
     return (torch.int64, 2.0**40) if dtype == torch.float64 else (torch.int32, 2.0**22)
 
