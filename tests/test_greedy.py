@@ -366,6 +366,33 @@ def test_what_equals_a_seed_gains_nothing_where_similarities_are_computed_again(
         assert (gain[12:] == 0).all()
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 2**20], ids=["computed again", "stored"])
+def test_similarities_of_copies_are_those_of_the_first(workspace_bytes, uneven_products):
+    kind = torch.randint(20, (300,), generator=torch.Generator().manual_seed(0))
+    directions = Directions(
+        make_tokens("noise", 20, 33)[kind], torch.arange(300), None, None, workspace_bytes
+    )
+    similarities = greedy.coverage_similarities(directions, workspace_bytes)
+    assert (similarities.matrix is None) == (workspace_bytes == 0)
+    columns = directions.copies.nonzero()[0]
+    for copy in columns[::9].tolist():
+        first = int(directions.first[copy])
+        row, entries = similarities.row(copy), similarities.entries(copy, columns)
+        assert (row == similarities.row(first)).all() and (row == row[directions.first]).all()
+        assert (entries == similarities.entries(first, columns)).all()
+        assert torch.equal(similarities[torch.tensor([copy])], similarities[torch.tensor([first])])
+
+
+def test_gains_that_end_below_0_pick_no_token_twice(uneven_products, monkeypatch):
+    monkeypatch.setattr(greedy, "MOVED", 1)
+    for seed in range(10):
+        tokens = make_tokens("noise", 40, 16, seed=seed)
+        tokens = torch.cat([tokens, 2 * tokens])  # of one direction, but no copies
+        picks, gain = tt.greedy_select(tokens, [0, 80], [80], workspace_bytes=0, backend="torch")
+        assert sorted(picks.tolist()) == list(range(80))
+        assert (gain >= 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_copies_are_found(dtype):
     # Entries of 0, −0 and ±1: many of one norm and one first entry, equal and not; muted and unusable ones.

@@ -196,7 +196,7 @@ class Similarities:
         """Some rows, [k, m]; a copy for an index, not to be written to for a slice."""
         if self.matrix is not None:
             return self.matrix[index] if isinstance(index, slice) else self.matrix.index_select(0, index)
-        unit = self.directions[index if self.first is None else self.first[index]]
+        unit = self.directions[index]
         rows = unit.new_empty(len(unit), len(self.directions), dtype=self.dtype)
         for part in self.directions.parts():
             tile = unit @ (self.directions[part] * self.scale).T
@@ -217,7 +217,6 @@ class Similarities:
         at = to_device(columns, self.directions)
         if self.matrix is not None:
             return to_host(self.matrix[row].index_select(0, at))
-        row, at = int(self.directions.first[row]), at if self.first is None else self.first[at]
         tile = self.directions[at] @ (self.directions[slice(row, row + 1)] * self.scale).T
         self.finish(tile)
         return to_host(tile.view(-1).to(self.dtype))

@@ -43,8 +43,7 @@ def coverage(
     gain = np.zeros(len(directions), dtype=np.int64)
     for part in directions.parts():
         gain += to_host(similarities[part].sum(0, dtype=dtype))
-    spent = directions.copies.copy()  # of equal tokens, all but the first until one is picked, then all
-    gain[spent] = 0
+    gain[directions.copies] = 0  # as if the first of them were picked, which is no later
     known = to_host(
         directions.rows.new_zeros(len(directions), dtype=dtype)
     )  # the best that `gain` counts with
@@ -59,7 +58,6 @@ def coverage(
                 some = moved[start : start + BLOCK_ROWS]
                 gain -= _handed_over(similarities, some, known[some], best[some])
             np.maximum(gain, 0, out=gain)  # recomputed similarities may differ in a bit
-            gain[spent] = 0
             known, bound = best.copy(), np.where(bound == PICKED, PICKED, gain)
             moved = moved[:0]
         if step < len(seeds):
@@ -69,8 +67,7 @@ def coverage(
             value = int(bound[pick]) / scale
         picks.append(pick)
         gains.append(value)
-        first = directions.first[pick]
-        spent[first], gain[first], bound[first] = True, 0, min(bound[first], 0)
+        gain[directions.first[pick]] = 0  # another token, where a seed is a copy
         bound[pick] = PICKED
         np.maximum(best, similarities.row(pick), out=best)
     return picks, gains
