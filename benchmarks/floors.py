@@ -24,7 +24,8 @@ def greedy(tokens: Tensor, sizes: Sequence[int], budgets: Sequence[int], objecti
     form = form_of(tokens, objective)
     if largest_stored(form, objective, max(sizes), config.workspace_bytes) < max(sizes):
         if objective == "max_min":
-            return rounds.traffic(sizes, budgets, width, dtype, config.candidates)
+            stored = rounds.stores(sum(sizes), width, dtype, config.workspace_bytes)
+            return rounds.traffic(sizes, budgets, width, dtype, config.candidates, stored=stored)
         return recomputed.traffic(sizes, budgets, width, dtype, objective)
     parts = (
         directions.traffic(sizes, width, dtype),

@@ -4,8 +4,8 @@ One program a tile. v_i = min(v_i, distance to the accepted picks), a tall produ
 epilogue: nothing is stored but v, and the four best of each group for the next `nominate`.
 
 Reads the segment's tokens once a round, twice for 33 to 48 and 65 to 96 accepted picks (blocks of columns are
-powers of 2), and 26 bytes a token besides. m · d multiply-adds for every accepted pick, their number rounded
-up to 16 (97 to 112: to 128), on matrix units.
+powers of 2), and 26 bytes a token besides; of stored û 14. m · d multiply-adds for every accepted pick, their
+number rounded up to 16 (97 to 112: to 128), on matrix units.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trimtok_fast.kernels.common import load_rows, registers, repeated, stages
+from trimtok_fast.kernels import common
+from trimtok_fast.kernels.common import load_rows, repeated
 from trimtok_fast.kernels.directions import direction_block
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
@@ -56,27 +57,35 @@ def lower(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The minimum of `nearest` and the distances to COLUMNS accepted picks."""
+    """The minimum of `nearest` and the distances to COLUMNS accepted picks.
+
+    An `inverse` of `None`: the tokens are û, rounded.
+    """
     offs_c = first_column + tl.arange(0, COLUMNS)
-    slot = tl.load(slots_ptr + offs_c, mask=offs_c < accepted, other=0)
+    slot = tl.load(slots_ptr + offs_c, mask=offs_c < accepted, other=0).to(tl.int64)
     product = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     for first in range(0, WIDTH, BLOCK_D):
-        unit = direction_block(
-            tokens_ptr,
-            origin_ptr,
-            row,
-            mask,
-            inverse,
-            first,
-            stride_tokens_m,
-            stride_tokens_d,
-            stride_origin_d,
-            WIDTH,
-            tl.float32,
-            BLOCK_D,
-        )
+        if inverse is None:
+            rounded = load_rows(
+                tokens_ptr, row, mask, first, stride_tokens_m, stride_tokens_d, WIDTH, BLOCK_D
+            )
+        else:
+            unit = direction_block(
+                tokens_ptr,
+                origin_ptr,
+                row,
+                mask,
+                inverse,
+                first,
+                stride_tokens_m,
+                stride_tokens_d,
+                stride_origin_d,
+                WIDTH,
+                tl.float32,
+                BLOCK_D,
+            )
+            rounded = unit.to(columns_ptr.dtype.element_ty)
         column = load_rows(columns_ptr, slot, None, first, stride_columns_c, 1, WIDTH, BLOCK_D)
-        rounded = unit.to(columns_ptr.dtype.element_ty)
         product = tl.dot(rounded, tl.trans(column), product, input_precision=INPUT_PRECISION)
     # Read only now: what lives through a product takes its registers.
     scale = tl.load(scale_ptr + position, mask=mask, other=0.0)
@@ -137,14 +146,19 @@ def _absorb_kernel(
     size = tl.load(cu_segments_ptr + segment + 1) - start
     tile = program - tl.load(cu_tiles_ptr + segment)
     position, mask = positions_of(tile, size)
-    row = tl.load(rows_ptr + start + position, mask=mask, other=0)
-    inverse = tl.load(inverse_ptr + start + position, mask=mask, other=0.0)
+    if rows_ptr is None:
+        tokens_ptr += start * stride_tokens_m
+        columns_ptr += start * stride_columns_c
+        row, inverse = position.to(tl.int64), None
+    else:
+        columns_ptr += segment * stride_columns_g
+        row = tl.load(rows_ptr + start + position, mask=mask, other=0)
+        inverse = tl.load(inverse_ptr + start + position, mask=mask, other=0.0)
     scale_ptr += start
     value_ptr += start
     value = tl.load(value_ptr + position, mask=mask, other=-1.0)
     if origin_ptr is not None:
         origin_ptr += segment * stride_origin_g
-    columns_ptr += segment * stride_columns_g
     column_scale_ptr += segment * CANDIDATES
     slots_ptr += segment * CANDIDATES
 
@@ -203,6 +217,16 @@ def absorb_launcher(
     input_precision: str,
 ) -> Callable[[], None]:
     """What launches all tokens of all segments against the picks of one round."""
+    halves, block_d = columns.dtype.itemsize == 2, config["BLOCK_D"]
+    if (
+        common.multiplies_from_shared_memory()
+    ):  # a round waits for memory: as much of it under way as there is room
+        options = dict(BLOCK_D=block_d if halves else 2 * block_d, num_warps=4, num_stages=4 if halves else 3)
+        options |= common.registers(255)
+    else:  # half the channels at a time: the widest product takes half the registers
+        options = {**config, "BLOCK_D": max(16, block_d // 2), "num_stages": common.stages(4, columns.dtype)}
+        # Two programs a multiprocessor, where they fit.
+        options |= common.registers(128 if halves and common.capability() < 120 else 255)
     return repeated(
         _absorb_kernel,
         (len(tile_segment),),
@@ -230,7 +254,5 @@ def absorb_launcher(
         WIDTH=tokens.shape[1],
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
-        # Half the channels at a time: the widest product takes half the registers. A round waits for memory.
-        **{**config, "BLOCK_D": max(16, config["BLOCK_D"] // 2), "num_stages": stages(4, columns.dtype)},
-        **registers(128 if columns.dtype.itemsize == 2 else 255),
+        **options,
     )

@@ -46,6 +46,11 @@ def platform() -> str:
     return backend
 
 
+def capability() -> int:
+    """The compute capability, 90 for 9.0; 0 where there is no NVIDIA GPU."""
+    return int(triton.runtime.driver.active.get_current_target().arch) if platform() == "cuda" else 0
+
+
 def stages(wanted: int, dtype: torch.dtype) -> int:
     """How many loads a loop of products has under way, by the type of what it multiplies.
 
@@ -55,6 +60,11 @@ def stages(wanted: int, dtype: torch.dtype) -> int:
     if dtype == torch.float32 and platform() == "hip":
         return 1 if triton.runtime.driver.active.get_current_target().arch == "gfx950" else wanted
     return wanted
+
+
+def multiplies_from_shared_memory() -> bool:
+    """Whether matrix units read there what they multiply (sm_90, sm_100): wide blocks take no registers."""
+    return 90 <= capability() < 120
 
 
 def registers(most: int) -> dict[str, int]:

@@ -71,14 +71,18 @@ def _finish_kernel(
     size = tl.load(cu_segments_ptr + segment + 1) - start
     first_tile = tl.load(cu_tiles_ptr + segment)
     tiles = tl.load(cu_tiles_ptr + segment + 1) - first_tile
-    rows_ptr += start
-    inverse_ptr += start
     scale_ptr += start
     value_ptr += start
     best_ptr += first_tile * (BLOCK_M // GROUP * KEEP)
     picks_ptr += tl.load(cu_budgets_ptr + segment)
     gain_ptr += tl.load(cu_budgets_ptr + segment)
-    columns_ptr += segment * stride_columns_g
+    if rows_ptr is None:
+        tokens_ptr += start * stride_tokens_m
+        columns_ptr += start * stride_columns_c
+    else:
+        rows_ptr += start
+        inverse_ptr += start
+        columns_ptr += segment * stride_columns_g
     column_scale_ptr += segment * CANDIDATES
     slots_ptr += segment * CANDIDATES
     if origin_ptr is not None:
@@ -107,29 +111,37 @@ def _finish_kernel(
                 count = budget
         met += 1
         if count < budget:
-            row = tl.load(rows_ptr + pick) + tl.zeros([FEWEST], tl.int64)
-            inverse = tl.load(inverse_ptr + pick) + tl.zeros([FEWEST], tl.float32)
-            write_columns(
-                columns_ptr,
-                tokens_ptr,
-                origin_ptr,
-                row,
-                offs_c == 0,
-                inverse,
-                stride_tokens_m,
-                stride_tokens_d,
-                stride_origin_d,
-                stride_columns_c,
-                WIDTH,
-                FEWEST,
-                4 * BLOCK_D,  # few rows: each thread still loads 128 bits
-            )
-            tl.store(slots_ptr, 0)
+            if rows_ptr is None:
+                tl.store(slots_ptr, pick.to(tl.int32))
+            else:
+                row = tl.load(rows_ptr + pick) + tl.zeros([FEWEST], tl.int64)
+                inverse = tl.load(inverse_ptr + pick) + tl.zeros([FEWEST], tl.float32)
+                write_columns(
+                    columns_ptr,
+                    tokens_ptr,
+                    origin_ptr,
+                    row,
+                    offs_c == 0,
+                    inverse,
+                    stride_tokens_m,
+                    stride_tokens_d,
+                    stride_origin_d,
+                    stride_columns_c,
+                    WIDTH,
+                    FEWEST,
+                    4 * BLOCK_D,  # few rows: each thread still loads 128 bits
+                )
+                tl.store(slots_ptr, 0)
             tl.store(column_scale_ptr + offs_c, tl.where(offs_c == 0, tl.load(scale_ptr + pick), 0.0))
             tl.debug_barrier()
             for tile in range(0, tiles):
                 position, mask_m = positions_of(tile, size)
                 value = tl.load(value_ptr + position, mask=mask_m, other=-1.0)
+                if rows_ptr is None:
+                    row_m, inverse_m = position.to(tl.int64), None
+                else:
+                    row_m = tl.load(rows_ptr + position, mask=mask_m, other=0)
+                    inverse_m = tl.load(inverse_ptr + position, mask=mask_m, other=0.0)
                 value = lower(
                     value,
                     0,
@@ -137,10 +149,10 @@ def _finish_kernel(
                     tokens_ptr,
                     origin_ptr,
                     scale_ptr,
-                    tl.load(rows_ptr + position, mask=mask_m, other=0),
+                    row_m,
                     position,
                     mask_m,
-                    tl.load(inverse_ptr + position, mask=mask_m, other=0.0),
+                    inverse_m,
                     columns_ptr,
                     column_scale_ptr,
                     slots_ptr,

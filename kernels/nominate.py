@@ -5,7 +5,8 @@ that a group holds back beats its fourth, so the largest fourth is what a pick h
 cut to C by bisection; their C × C distances are one product; then the textbook greedy among them, while the
 best beats the bar under the tie rule. The first always does.
 
-Reads C tokens, and 2 bytes a token of the segment at every step of the bisection. C² · d multiply-adds.
+Reads C tokens and writes their û, or reads û where it is stored; and 2 bytes a token of the segment at every
+step of the bisection. C² · d multiply-adds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels import common
 from trimtok_fast.kernels.common import load_rows, repeated
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
@@ -145,9 +147,9 @@ def _nominate_kernel(
     candidates_ptr,  # int32 [g, CANDIDATES] positions
     candidate_scale_ptr,  # fp32 [g, CANDIDATES]
     apart_ptr,  # fp32 [g, CANDIDATES, CANDIDATES] distances of all candidates (last axis) to each
-    columns_ptr,  # [g, CANDIDATES, d] the candidates' û, rounded for the products
+    columns_ptr,  # [g, CANDIDATES, d] the candidates' û, rounded for the products; or [1, N, d], all tokens'
     column_scale_ptr,  # fp32 [g, CANDIDATES] of the accepted ones; 0 past them
-    slots_ptr,  # int32 [g, CANDIDATES] which candidates were accepted, in order
+    slots_ptr,  # int32 [g, CANDIDATES] where the accepted ones stand in the columns, in order
     picks_ptr,  # int64 [total] where they stand in rows
     gain_ptr,  # fp32 [total]
     # sizes
@@ -173,8 +175,6 @@ def _nominate_kernel(
         return
     start = tl.load(cu_segments_ptr + segment)
     size = tl.load(cu_segments_ptr + segment + 1) - start
-    rows_ptr += start
-    inverse_ptr += start
     scale_ptr += start
     value_ptr += start
     picks_ptr += tl.load(cu_budgets_ptr + segment)
@@ -186,7 +186,12 @@ def _nominate_kernel(
     column_scale_ptr += segment * CANDIDATES
     slots_ptr += segment * CANDIDATES
     apart_ptr += segment * CANDIDATES * CANDIDATES
-    columns_ptr += segment * stride_columns_g
+    if rows_ptr is None:
+        columns_ptr += start * stride_columns_c
+    else:
+        rows_ptr += start
+        inverse_ptr += start
+        columns_ptr += segment * stride_columns_g
     offs_c = tl.arange(0, CANDIDATES)
 
     bar = tl.full([], NO_KEY, tl.int64)
@@ -213,36 +218,40 @@ def _nominate_kernel(
         tl.debug_barrier()
         mask_c = offs_c < number
         position = tl.load(candidates_ptr + offs_c, mask=mask_c, other=0)
-        row = tl.load(rows_ptr + position, mask=mask_c, other=0)
-        inverse = tl.load(inverse_ptr + position, mask=mask_c, other=0.0)
         scale = tl.load(scale_ptr + position, mask=mask_c, other=0.0)
         tl.store(candidate_scale_ptr + offs_c, scale)
-        write_columns(
-            columns_ptr,
-            tokens_ptr,
-            origin_ptr,
-            row,
-            mask_c,
-            inverse,
-            stride_tokens_m,
-            stride_tokens_d,
-            stride_origin_d,
-            stride_columns_c,
-            WIDTH,
-            CANDIDATES,
-            BLOCK_D,
-        )
+        if rows_ptr is None:
+            place = position.to(tl.int64)
+        else:
+            place = offs_c.to(tl.int64)
+            row = tl.load(rows_ptr + position, mask=mask_c, other=0)
+            inverse = tl.load(inverse_ptr + position, mask=mask_c, other=0.0)
+            write_columns(
+                columns_ptr,
+                tokens_ptr,
+                origin_ptr,
+                row,
+                mask_c,
+                inverse,
+                stride_tokens_m,
+                stride_tokens_d,
+                stride_origin_d,
+                stride_columns_c,
+                WIDTH,
+                CANDIDATES,
+                BLOCK_D,
+            )
         tl.debug_barrier()
 
         if pending > 0:
-            tl.store(slots_ptr + offs_c, offs_c, mask=mask_c)
+            tl.store(slots_ptr + offs_c, place.to(tl.int32), mask=mask_c)
             tl.store(column_scale_ptr + offs_c, tl.load(candidate_scale_ptr + offs_c))
             accepted = number
             met += number
         else:
             product = tl.zeros([CANDIDATES, CANDIDATES], tl.float32)
             for first in range(0, WIDTH, BLOCK_D):
-                column = load_rows(columns_ptr, offs_c, mask_c, first, stride_columns_c, 1, WIDTH, BLOCK_D)
+                column = load_rows(columns_ptr, place, mask_c, first, stride_columns_c, 1, WIDTH, BLOCK_D)
                 product = tl.dot(column, tl.trans(column), product, input_precision=INPUT_PRECISION)
             # Read along either axis, and only now: what lives through a product takes its registers.
             scale = tl.load(candidate_scale_ptr + offs_c)
@@ -262,6 +271,9 @@ def _nominate_kernel(
             pick = tl.load(candidates_ptr + slot, mask=mask_a, other=0)
             scale = tl.load(candidate_scale_ptr + slot, mask=mask_a, other=0.0)
             tl.store(column_scale_ptr + offs_c, scale)
+            if rows_ptr is None:
+                tl.debug_barrier()
+                tl.store(slots_ptr + offs_c, pick, mask=mask_a)
             tl.store(picks_ptr + count + offs_c, start + pick, mask=mask_a)
             tl.store(value_ptr + pick, tl.full([CANDIDATES], -1.0, tl.float32), mask=mask_a)
             count += accepted
@@ -301,6 +313,8 @@ def nominate_launcher(
     input_precision: str,
 ) -> Callable[[], None]:
     """What launches a round's nomination in all segments; the kernel's signature says what each tensor is."""
+    # fp32 takes more registers where products read those: a third stage would take some from it.
+    narrow = columns.dtype.itemsize == 4 and not common.multiplies_from_shared_memory()
     return repeated(
         _nominate_kernel,
         (len(budgets),),
@@ -335,6 +349,5 @@ def nominate_launcher(
         WIDTH=tokens.shape[1],
         INPUT_PRECISION=input_precision,
         enable_fp_fusion=False,
-        # fp32 passes through more registers, which a third stage takes from it.
-        **{**config, "num_stages": 3 if columns.dtype.itemsize == 2 else 2},
+        **{**config, "num_stages": 2 if narrow else 3},
     )

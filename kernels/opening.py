@@ -5,8 +5,9 @@
 - `typical`: one program a tile. The tile's most typical token; nothing where a seed has a direction.
 - `open`: one program a segment. The seeds, then the first pick.
 
-Reads the tokens twice, once more without given norms; 64 · m · d multiply-adds in `prepare`. How typical a
-token is, û · Σ û, may be negative, and is 0 for a zero token: those go first that beat the best of the rest.
+Reads the tokens twice, once more without given norms, and writes û where it is to be stored; 64 · m · d
+multiply-adds in `prepare`. How typical a token is, û · Σ û, may be negative, and is 0 for a zero token: those
+go first that beat the best of the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trimtok_fast.kernels.common import registers
 from trimtok_fast.kernels.directions import direction_block, inverse_length, inverse_norms
 from trimtok_fast.kernels.rounds_common import (
     ACCEPTED,
@@ -52,6 +54,7 @@ def _prepare_kernel(
     scale_ptr,  # fp32 [N] 1 / ‖û as rounded for the products‖, 0 without a direction
     value_ptr,  # fp32 [N]
     part_ptr,  # fp32 [tiles, d] the tiles' sums of û
+    unit_ptr,  # [N, d] û, rounded for the products, or None: then they are made again in every round
     # sizes
     segments,
     # strides
@@ -60,6 +63,7 @@ def _prepare_kernel(
     stride_origin_g,
     stride_origin_d,
     stride_given_m,
+    stride_unit_m,
     stride_part_t,
     # constants
     WIDTH: tl.constexpr,
@@ -117,6 +121,9 @@ def _prepare_kernel(
             mask=first + offs_d < WIDTH,
         )
         rounded = unit.to(DOT_DTYPE)
+        if unit_ptr is not None:
+            pointers = unit_ptr + (start + position)[:, None] * stride_unit_m + (first + offs_d)[None, :]
+            tl.store(pointers, rounded, mask=mask[:, None] & (first + offs_d < WIDTH)[None, :])
         product = tl.dot(rounded, tl.trans(rounded), product, input_precision=INPUT_PRECISION)
     scale = inverse_length(product, BLOCK_M)
     tl.store(inverse_ptr + start + position, inverse, mask=mask)
@@ -304,6 +311,7 @@ def opening_launch(
     part: Tensor,
     total: Tensor,
     typical: Tensor,
+    unit: Tensor | None,
     dtype: torch.dtype,
     budgets: Tensor,
     cu_budgets: Tensor,
@@ -350,12 +358,15 @@ def opening_launch(
         budgets_ptr=budgets,
         value_ptr=value,
         part_ptr=part,
+        unit_ptr=unit,
         stride_given_m=0 if inverse_norm is None else inverse_norm.stride(0),
+        stride_unit_m=0 if unit is None else unit.stride(0),
         stride_part_t=part.stride(0),
         DOT_DTYPE=TRITON_DTYPE[dtype],
         INPUT_PRECISION=input_precision,
         # Half the channels at a time: this product and the sums of û share the registers.
         BLOCK_D=max(16, config["BLOCK_D"] // 2),
+        **registers(255),
         **of_tokens,
         **of_segments,
     )

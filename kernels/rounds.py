@@ -14,7 +14,8 @@ is 4 consecutive groups.
 - `finish`: whatever the planned rounds have left.
 
 Bytes and operations stand with each. What counts is `absorb`: m · d multiply-adds for every accepted pick,
-their number rounded up to 16, and the segment's tokens read once or twice a round.
+their number rounded up to 16, and the segment's tokens read once or twice a round. Where there is room for
+them, `opening` stores all û, rounded for the products, and the rounds read those; else they make them again.
 
 Ties go to the lowest position. Zero tokens, and tokens that are not finite, have value 0 and change no other
 value. When no value is above 0, all values are 0 for good: the rest goes out by position at once. A cosine is
@@ -74,18 +75,30 @@ def planned_rounds(total: int, bound: int, seeds: int, limit: int) -> int:
     return opening + min(picks, 16 + 2 * triton.cdiv(picks, limit))
 
 
-def traffic(sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.dtype, limit: int) -> Traffic:
+def stores(rows: int, d: int, dtype: torch.dtype, workspace_bytes: int) -> bool:
+    """Whether û of all rows is stored, rounded for the products: read as often as tokens, but ready made.
+
+    Each element is rounded as it would be elsewhere: no pick hangs on it.
+    """
+    return rows * d * dtype.itemsize <= workspace_bytes
+
+
+def traffic(
+    sizes: Sequence[int], budgets: Sequence[int], d: int, dtype: torch.dtype, limit: int, *, stored: bool
+) -> Traffic:
     """What a selection with given norms and one seed takes, at least: in rounds that accept all candidates.
 
-    The opening and all rounds but the last go over the tokens, and over 24 and 26 bytes beside each: its row,
-    norms, value and keys.
+    The opening goes over the tokens and 24 bytes beside each: row, norms and value. So do all rounds but the
+    last, with 2 bytes of keys. Where û is stored the opening writes it, and rounds read that, and neither row
+    nor norm of the token; else each round writes its candidates' and reads them again.
     """
+    beside = 14 if stored else 26
     moved = products = 0
     for size, budget in zip(sizes, budgets, strict=True):
         rounds = triton.cdiv(budget, limit)
-        columns = rounds * limit * d * dtype.itemsize
+        columns = (size if stored else 2 * rounds * limit) * d * dtype.itemsize
         if rounds > 0:
-            moved += size * (rounds * d * dtype.itemsize + 24 + 26 * (rounds - 1)) + 2 * columns
+            moved += size * (rounds * d * dtype.itemsize + 24 + beside * (rounds - 1)) + columns
         products += (triton.cdiv(budget, 16) * 16 + BLOCK_M.value) * size * d + rounds * limit * limit * d
     return Traffic(moved, products=products)
 
@@ -118,6 +131,7 @@ def rounds_launch(
     candidate_scale: Tensor,
     apart: Tensor,
     columns: Tensor,
+    stored: bool,
     column_scale: Tensor,
     slots: Tensor,
     limit: int,
@@ -127,12 +141,10 @@ def rounds_launch(
     """Launch the whole selection.
 
     Shapes and types stand at the kernels. Tensors other than tokens, origin and inverse_norm are contiguous.
+    `columns` has room for û of a round's candidates, [g, CANDIDATES, d]; if `stored`, of all rows, [1, N, d].
     `limit` is the number of a round's candidates, 1 to `CANDIDATES`; `rounds` how many to launch.
     """
     shared: dict[str, Any] = dict(
-        tokens=tokens,
-        origin=origin,
-        rows=rows,
         cu_segments=cu_segments,
         cu_tiles=cu_tiles,
         inverse=inverse,
@@ -142,6 +154,8 @@ def rounds_launch(
         config=launch_config(tokens.shape[1], tokens.dtype),
         input_precision=input_precision,
     )
+    given: dict[str, Any] = dict(tokens=tokens, origin=origin, rows=rows)
+    read: dict[str, Any] = dict(tokens=columns[0], origin=None, rows=None) if stored else given
     chosen: dict[str, Any] = dict(budgets=budgets, cu_budgets=cu_budgets, picks=picks, gain=gain)
     met: dict[str, Any] = dict(best=best, columns=columns, column_scale=column_scale, slots=slots)
     opening_launch(
@@ -152,8 +166,10 @@ def rounds_launch(
         part=part,
         total=total,
         typical=typical,
+        unit=columns[0] if stored else None,
         dtype=columns.dtype,
         **chosen,
+        **given,
         **shared,
     )
     nominate = nominate_launcher(
@@ -164,10 +180,11 @@ def rounds_launch(
         limit=limit,
         **chosen,
         **met,
+        **read,
         **shared,
     )
-    absorb = absorb_launcher(tile_segment=tile_segment, **met, **shared)
+    absorb = absorb_launcher(tile_segment=tile_segment, **met, **read, **shared)
     for _ in range(rounds):
         nominate()
         absorb()
-    finish_launch(**chosen, **met, **shared)
+    finish_launch(**chosen, **met, **read, **shared)

@@ -164,6 +164,7 @@ def simulated(
 
     with launched(run), pytest.MonkeyPatch.context() as patch:
         patch.setattr(common, "platform", lambda: "cuda")
+        patch.setattr(common, "capability", lambda: int(target.removeprefix("sm_")))
         yield reports
     for report in reports:
         assert not report.conflicts, f"{report.kernel}: {report.conflicts}"

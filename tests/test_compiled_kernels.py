@@ -104,6 +104,7 @@ def variants(dtype):
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
         patch.setattr(type(common.row_norm), "run", specialise)
         patch.setattr(common, "platform", lambda: "cuda")
+        patch.setattr(common, "capability", lambda: 90)
         patch.setattr(rounds, "planned_rounds", lambda *sizes: 2)  # a round after another is launched alike
         patch.setattr(backend, "INTERPRETED", True)  # so that it takes tensors of the CPU
         for images, cu_images, words, share, workspace_bytes in prompts(50):

@@ -18,12 +18,14 @@ from tests.kernel_harness import launched, plant, quick, quick_faults, simulated
 from tests.ptxsim import GlobalRace
 from trimtok_fast import ops
 from trimtok_fast.backends import triton_rounds
-from trimtok_fast.kernels import absorb, common, nominate, rounds, rounds_common
+from trimtok_fast.kernels import absorb, common, finish, nominate, opening, rounds, rounds_common
 
+#: Room for û of all tokens, or of a round's candidates alone.
+WORKSPACES = {2**29: "stored", 0: "made again"}
 DEGENERATE = [name for name in vars(test_greedy.TestDegenerate) if name.startswith("test_")]
 
 
-def select(tokens, segments, counts, *, rows, seeds, cu_seeds, objective, workspace_bytes, **options):
+def select(tokens, segments, counts, *, rows, seeds, cu_seeds, objective, **options):
     """`select_in_rounds` as a backend's `greedy_select`."""
     device = tokens.device
     return triton_rounds.select_in_rounds(
@@ -55,14 +57,15 @@ check_selection = partial(test_greedy.check_selection, backend="rounds")
 greedy_select = partial(tt.greedy_select, objective="max_min", backend="rounds")
 
 
+@pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
 @pytest.mark.parametrize("dtype", quick("bf16"))
 @pytest.mark.parametrize(
     ("count", "width"), [(1, 1), (2, 3), (17, 5), (127, 64), (128, 16), (129, 33), (256, 80), (257, 17)]
 )
-def test_rounds_make_the_textbooks_picks_at_every_shape(count, width, dtype):
+def test_rounds_make_the_textbooks_picks_at_every_shape(count, width, dtype, workspace_bytes):
     tokens = make_tokens("noise", count, width, dtype=dtype)
     for budget in {max(1, count // 5), count if count < 20 else 1}:
-        check_selection(tokens, [0, count], [budget], "max_min")
+        check_selection(tokens, [0, count], [budget], "max_min", workspace_bytes=workspace_bytes)
 
 
 @pytest.mark.parametrize("offset", [0, 100], ids=["centred", "mean 100 x the spread"])
@@ -108,14 +111,15 @@ def test_candidates_change_the_speed_and_nothing_else(candidates):
     check_selection(tokens, [0, 200], [20], "max_min", candidates=candidates)
 
 
+@pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
 @pytest.mark.parametrize("candidates", [1, 3, 128])
-def test_ties_everywhere_go_to_the_lowest_row(candidates):
+def test_ties_everywhere_go_to_the_lowest_row(candidates, workspace_bytes):
     # Four channels of eight are 1 or -1: distances are multiples of 1/4, and exact.
     generator = torch.Generator().manual_seed(0)
     channels = torch.rand(60, 8, generator=generator).argsort(1)[:, :4]
     signs = torch.randint(2, (60, 4), generator=generator) * 2.0 - 1
     tokens = torch.zeros(60, 8).scatter_(1, channels, signs)
-    found = greedy_select(tokens, [0, 60], [60], candidates=candidates)
+    found = greedy_select(tokens, [0, 60], [60], candidates=candidates, workspace_bytes=workspace_bytes)
     expected = tt.greedy_select(tokens, [0, 60], [60], objective="max_min", backend="reference")
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -159,8 +163,29 @@ def arguments(tokens, offsets, budgets, **options):
         inverse_norm=None,
         rows=None,
         candidates=128,
+        workspace_bytes=0,
     )
     return (tokens, boundaries, torch.tensor(budgets)), {**defaults, **options}
+
+
+@pytest.mark.parametrize("dtype", quick("bf16"))
+def test_directions_that_are_stored_change_no_bit(dtype):
+    tokens = make_tokens("photo-like", 400, 72, dtype=dtype)
+    tokens[[7, 250]] = 0
+    tokens[30:40] = tokens[29].clone()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.cat([torch.randperm(330, generator=generator), torch.full((20,), -1)])
+    options = {
+        "rows": rows,
+        "seeds": torch.tensor([int(rows[3]), int(rows[90])]),
+        "cu_seeds": torch.tensor([0, 2, 2, 2]),
+        "origin": tokens.float().mean(0).repeat(3, 1),
+    }
+    positional, named = arguments(tokens, [0, 170, 175, 330], [60, 5, 90], **options)
+    found = [
+        triton_rounds.select_in_rounds(*positional, **{**named, "workspace_bytes": w}) for w in WORKSPACES
+    ]
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
 def test_loose_bounds_and_spare_rows_change_nothing():
@@ -182,12 +207,13 @@ def test_segments_that_others_do_are_left_alone_with_their_seeds_too():
     assert torch.equal(picks[7:], triton_rounds.select_in_rounds(*positional, **named)[0][7:])
 
 
+@pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
 @pytest.mark.parametrize("planned", [0, 2])
-def test_the_finisher_does_what_the_rounds_have_left(planned, monkeypatch):
+def test_the_finisher_does_what_the_rounds_have_left(planned, workspace_bytes, monkeypatch):
     tokens = make_tokens("photo-like", 90, 24)
     tokens[5:15] = tokens[4]
     tokens[31:36] = 0
-    options = {"seeds": [35, 7, 81], "cu_seeds": [0, 2, 3]}
+    options = {"seeds": [35, 7, 81], "cu_seeds": [0, 2, 3], "workspace_bytes": workspace_bytes}
     expected = greedy_select(tokens, [0, 80, 90], [70, 4], **options)
     monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: planned)
     found = greedy_select(tokens, [0, 80, 90], [70, 4], **options)
@@ -207,7 +233,10 @@ def test_nothing_is_written_around_the_workspaces_and_all_that_is_read_was_writt
     monkeypatch.setattr(triton_rounds, "_empty", empty)
     for width in (13, 64):
         tokens = make_tokens("clusters", 300, width)
-        check_selection(tokens, [0, 131, 140, 300], [30, 9, 20], "max_min")
+        for workspace_bytes in WORKSPACES:
+            check_selection(
+                tokens, [0, 131, 140, 300], [30, 9, 20], "max_min", workspace_bytes=workspace_bytes
+            )
     for whole, bad in guarded:
         expected = torch.full((32,), bad, dtype=whole.dtype)
         for guard in (whole[:32], whole[-32:]):
@@ -309,47 +338,62 @@ def test_columns_are_rounded_up_to_16(accepted):
 # --- the compiled code, on the CPU -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_whole_selection_as_ptx(dtype, monkeypatch):
+def test_a_whole_selection_as_ptx(dtype, workspace_bytes, monkeypatch):
     tokens = make_tokens("clusters", 200, 40, dtype=dtype)
     tokens[[3, 150]] = 0
     tokens[20:30] = tokens[19].clone()
     seeds = {"seeds": torch.tensor([3, 11]), "cu_seeds": [0, 2, 2]}
     origin = tokens.float().mean(0).repeat(2, 1)
+    options = {"origin": origin, "workspace_bytes": workspace_bytes, **seeds}
     monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: 3)
     with simulated():
-        check_selection(tokens, [0, 140, 200], [16, 6], "max_min", origin=origin, **seeds)
+        check_selection(tokens, [0, 140, 200], [16, 6], "max_min", **options)
 
 
-def test_traffic_counts_what_the_compiled_code_moves_of_every_token(monkeypatch):
+@pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
+def test_traffic_counts_what_the_compiled_code_moves_of_every_token(workspace_bytes, monkeypatch):
     # 128 seeds are met in one round, and the last pick in none: two go over the tokens, the opening and that.
     size, width = 300, 16
     tokens = make_tokens("noise", size, width, dtype=torch.bfloat16)
     norms = tt.token_statistics(tokens, [0, size], center="none", backend="reference").inverse_norm
     monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: 2)
+    options = {"inverse_norm": norms.float(), "workspace_bytes": workspace_bytes}
     with simulated(profile=True) as reports:
-        greedy_select(tokens, [0, size], [129], seeds=list(range(128)), inverse_norm=norms.float())
+        greedy_select(tokens, [0, size], [129], seeds=list(range(128)), **options)
     moved = {"_prepare_kernel": 0, "_absorb_kernel": 0}
     for report in reports:
         if report.kernel in moved:
             taken = report.distinct_bytes_loaded + report.distinct_bytes_stored
             moved[report.kernel] = max(moved[report.kernel], taken)
-    columns = 128 * width * 2
-    traffic = rounds.traffic((size,), (129,), width, tokens.dtype, 128).bytes_moved
-    # The columns of two rounds are written and read in turn.
+    stored = workspace_bytes > 0
+    traffic = rounds.traffic((size,), (129,), width, tokens.dtype, 128, stored=stored).bytes_moved
+    # Not stored, the columns of two rounds are written and read in turn; `absorb` reads one's.
+    columns = 0 if stored else 128 * width * 2
     assert sum(moved.values()) - columns == pytest.approx(traffic - 4 * columns, rel=0.05)
 
 
 # --- planted faults ----------------------------------------------------------------------------------------
 
 
-def small(candidates=6, count=150):
+def small(candidates=6, count=150, **options):
     tokens = make_tokens("clusters", count, 16)
-    check_selection(tokens, [0, count], [25], "max_min", candidates=candidates)
+    check_selection(tokens, [0, count], [25], "max_min", candidates=candidates, **options)
+
+
+def left_over():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "planned_rounds", lambda *sizes: 2)
+        small()
+
+
+def segments():
+    check_selection(make_tokens("clusters", 200, 16), [0, 140, 200], [16, 6], "max_min")
 
 
 def ties():
-    test_ties_everywhere_go_to_the_lowest_row(3)
+    test_ties_everywhere_go_to_the_lowest_row(3, 0)
 
 
 def strides():
@@ -378,6 +422,20 @@ FAULTS = {
         nominate,
         "tl.where(key <= cut, key, NO_KEY)",
         "tl.minimum(key, NO_KEY)",
+    ),
+    "another pick's column": (small, nominate, "tl.store(slots_ptr + offs_c, pick, mask=mask_a)", "pass"),
+    "the finisher's pick where the first token stands": (left_over, finish, "pick.to(tl.int32)", "0"),
+    "û of the tokens in another segment": (
+        segments,
+        absorb,
+        "tokens_ptr += start * stride_tokens_m",
+        "tokens_ptr += 0",
+    ),
+    "all û stored in one place": (
+        small,
+        opening,
+        "(start + position)[:, None] * stride_unit_m",
+        "(start + position * 0)[:, None] * stride_unit_m",
     ),
     "columns rounded down": (small, absorb, "(32 if halving == 0 else 16)", "1"),
     "candidates blind to each other": (small, nominate, "tl.minimum(key, key_of(distance, offs))", "key"),

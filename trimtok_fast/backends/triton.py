@@ -216,7 +216,13 @@ def greedy_select(
         stored = largest_stored(form_of(tokens, objective), objective, bound, workspace_bytes)
         if objective == "max_min" and bound > stored:
             picks, distance = select_in_rounds(
-                tokens, cu_segments, budgets, candidates=candidates, above=stored, **shared
+                tokens,
+                cu_segments,
+                budgets,
+                candidates=candidates,
+                workspace_bytes=workspace_bytes,
+                above=stored,
+                **shared,
             )
             large = picks >= 0
             indices, gain = torch.where(large, picks, indices), torch.where(large, distance, gain)

@@ -27,6 +27,7 @@ def select_in_rounds(
     inverse_norm: Tensor | None,
     rows: Tensor | None,
     candidates: int,
+    workspace_bytes: int,
     above: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`greedy_select` with `objective="max_min"`, without a matrix (METHOD §5).
@@ -44,6 +45,8 @@ def select_in_rounds(
         rows: int64 [N], distinct in each segment, in any order; entries past the last boundary are not
             looked at. `None` for all rows.
         candidates: how many a round has, 128 at most.
+        workspace_bytes: bound on what is stored of directions. Those of all rows if they fit, which saves
+            making them again in every round, and changes no bit; else those of the candidates.
         above: segments of so many rows at most are left alone, and their picks -1.
 
     Returns:
@@ -73,6 +76,7 @@ def select_in_rounds(
     limit = min(candidates, slots)
     empty = partial(_empty, device)
     dtype, input_precision = product_type(tokens)
+    stored = rounds.stores(size, width, dtype, workspace_bytes)
     rounds.rounds_launch(
         picks,
         gain,
@@ -99,7 +103,8 @@ def select_in_rounds(
         candidates=empty(segments, slots, dtype=torch.int32),
         candidate_scale=empty(segments, slots),
         apart=empty(segments, slots, slots),
-        columns=empty(segments, slots, width, dtype=dtype),
+        columns=empty(*((1, size) if stored else (segments, slots)), width, dtype=dtype),
+        stored=stored,
         column_scale=empty(segments, slots),
         slots=empty(segments, slots, dtype=torch.int32),
         limit=limit,

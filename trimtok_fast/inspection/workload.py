@@ -210,7 +210,8 @@ class Workload:
         else:
             sizes, picks, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
         if "absorb" in modules:
-            return {"rounds": rounds.traffic(sizes, picks, self.dim, dtype, config.candidates)}
+            stored = rounds.stores(sum(sizes), self.dim, dtype, config.workspace_bytes)
+            return {"rounds": rounds.traffic(sizes, picks, self.dim, dtype, config.candidates, stored=stored)}
         if "recomputed" in modules:
             return {"recomputed": recomputed.traffic(sizes, picks, self.dim, dtype, objective)}
         form = form_of(torch.empty(0, self.dim, dtype=dtype), objective)
