@@ -19,7 +19,7 @@ from trimtok_fast.certificate import TOLERANCE, certify
 from trimtok_fast.methods import divprune, random, trimtokenator, uniform
 from trimtok_fast.pipeline import KEPT, STAGE_2
 from trimtok_fast.registry import METHODS
-from trimtok_fast.segments import integers_on
+from trimtok_fast.segments import _rows_on, integers_on
 
 NAMES = ("trimtokenator", "cdpruner", "divprune", "random", "uniform")
 GREEDY = ("trimtokenator", "cdpruner", "divprune")
@@ -372,8 +372,9 @@ def test_a_plan_decides_how_many_stay(method):
 @pytest.mark.parametrize("method", NAMES)
 def test_nothing_waits_for_the_device(method, monkeypatch, request):
     without_kernels(monkeypatch)
-    integers_on.cache_clear()
-    request.addfinalizer(integers_on.cache_clear)
+    for cache in (integers_on, _rows_on):
+        cache.cache_clear()
+        request.addfinalizer(cache.cache_clear)
     with FakeTensorMode():
         tokens, text = torch.empty(640, 32), torch.empty(8, 32)
         out = prune(method, tokens, text, "triton", check_finite=False)

@@ -13,7 +13,7 @@ from benchmarks.workloads import DTYPES, KINDS, make_tokens
 from trimtok_fast.certificate import TOLERANCE, certify
 from trimtok_fast.config import OBJECTIVES
 from trimtok_fast.kernels import common
-from trimtok_fast.segments import integers_on
+from trimtok_fast.segments import _rows_on, integers_on
 
 CU_TOKENS = [0, 40, 41, 200, 260, 500, 520, 640]
 CU_IMAGES = [0, 2, 3, 7]
@@ -270,8 +270,9 @@ def test_nothing_in_prune_waits_for_the_device(pool_objective, workspace_bytes, 
         check_finite=False, pool_objective=pool_objective, workspace_bytes=workspace_bytes
     )
     without_kernels(monkeypatch)
-    integers_on.cache_clear()
-    request.addfinalizer(integers_on.cache_clear)
+    for cache in (integers_on, _rows_on):
+        cache.cache_clear()
+        request.addfinalizer(cache.cache_clear)
     with FakeTensorMode():
         tokens, text = torch.empty(640, 32), torch.empty(8, 32)
         out = tt.prune(

@@ -154,12 +154,22 @@ def prune(
                 run, tokens, images, samples, texts, statistics, plan, kept, sum(surviving), config
             )
         with record_function("trimtok::stage2"):
+            cu_pool = pad(plan.pool.cumsum(0), (1, 0))
+            sample = _owner(cu_pool, sum(pooled))
             order, distance = _stage_2(
-                run, tokens, survivors, anchors, cu_anchors, statistics, plan, surviving, pooled, config
+                run, tokens, survivors, anchors, cu_anchors, statistics, plan, surviving, sample, config
             )
         with record_function("trimtok::pareto"):
             places, front = _select(
-                run, order, distance, cu_anchors, statistics.alignment, texts, plan.pool, cumulative(kept)
+                run,
+                order,
+                distance,
+                sample,
+                cu_pool,
+                cu_anchors,
+                statistics.alignment,
+                texts,
+                cumulative(kept),
             )
 
     indices, by_row = order[places].sort()
@@ -340,7 +350,8 @@ def _most_aligned(
     if alignment is None:
         return torch.empty(0, dtype=torch.int64, device=device)
     ranking = alignment.argsort(descending=True, stable=True)
-    ranking = ranking[images.owner(device)[ranking].argsort(stable=True)]
+    if len(images) > 1:
+        ranking = ranking[images.owner(device)[ranking].argsort(stable=True)]
     return ranking[_places(images.tensor(device)[:-1], counts)]
 
 
@@ -353,13 +364,13 @@ def _stage_2(
     statistics: TokenStatistics,
     plan: BudgetPlan,
     surviving: list[int],
-    pooled: list[int],
+    sample: Tensor,
     config: PruneConfig,
 ) -> tuple[Tensor, Tensor]:
-    """The candidate pool across images.
+    """The candidate pool across images; `sample` says whose each place of it is.
 
     Returns:
-        Rows in the order in which they went in, -1 beyond the last, and δ; both [Σ pooled].
+        Rows in the order in which they went in, -1 beyond the last, and δ; both as long as `sample`.
     """
     order, distance = select(
         run,
@@ -367,7 +378,7 @@ def _stage_2(
         pad(plan.survivors.cumsum(0), (1, 0)),
         plan.pool,
         at_most=tuple(surviving),
-        total=sum(pooled),
+        total=len(sample),
         objective=config.pool_objective,
         seeds=anchors,
         cu_seeds=cu_anchors,
@@ -377,45 +388,45 @@ def _stage_2(
         candidates=config.candidates,
         workspace_bytes=config.workspace_bytes,
     )
-    sample = _owner(pad(plan.pool.cumsum(0), (1, 0)), len(order)).clamp(max=len(plan.pool) - 1)
-    return order, _finite(distance, sample, len(plan.pool))
+    samples = len(plan.pool)
+    return order, _finite(distance, sample.clamp(max=samples - 1), samples)
 
 
 def _select(
     run: ModuleType,
     order: Tensor,
     distance: Tensor,
+    sample: Tensor,
+    cu_pool: Tensor,
     cu_anchors: Segments,
     alignment: Tensor | None,
     texts: list[bool],
-    pool: Tensor,
     kept: Segments,
 ) -> tuple[Tensor, Tensor]:
     """Places in `order` of the tokens that stay, sample by sample; and the front (or -1) at every place."""
     device, total = order.device, len(order)
-    cu_pool = pad(pool.cumsum(0), (1, 0))
     place = torch.arange(total, device=device)
     front, score = torch.full_like(order, -1), place.double()
     if alignment is not None:
         # Ranked are the pools behind their anchors, of samples with text.
         behind = integers_on(device, cu_anchors.lengths)
         has_text = integers_on(device, tuple(map(int, texts)))
-        cu_ranked = pad(((pool - behind) * has_text).cumsum(0), (1, 0))
+        cu_ranked = pad(((cu_pool.diff() - behind) * has_text).cumsum(0), (1, 0))
         number = torch.arange(total - cu_anchors.end, device=device)
         used = number < cu_ranked[-1:]
-        sample = _owner(cu_ranked, len(number)).clamp(max=len(pool) - 1)
-        at = torch.where(used, (cu_pool[:-1] + behind - cu_ranked[:-1])[sample] + number, 0)
+        owner = _owner(cu_ranked, len(number)).clamp(max=len(texts) - 1)
+        at = torch.where(used, (cu_pool[:-1] + behind - cu_ranked[:-1])[owner] + number, 0)
         delta = torch.where(used, distance[at], 0)
         cosine = torch.where(used, alignment[order[at].clamp(min=0)], 0)
         ranks = rank(run, delta, cosine, cu_ranked)
-        group = torch.where(used, cu_ranked[sample] + ranks, len(number))
+        group = torch.where(used, cu_ranked[owner] + ranks, len(number))
         sums = _normalised(torch.stack([delta.double(), cosine.double()]), group).sum(0)
         at = torch.where(used, at, total)
         front = pad(front, (0, 1)).scatter(0, at, ranks)[:-1]
         score = pad(score, (0, 1)).scatter(0, at, -sums)[:-1]
     # Smaller goes first. Anchors lead everywhere; without text the order of the pool decides.
-    ranking = place
-    for key in (order, score, _owner(cu_pool, total) * (total + 1) + front):
+    ranking = order.argsort(stable=True)
+    for key in (score, sample * (total + 1) + front):
         ranking = ranking[key[ranking].argsort(stable=True)]
     return ranking[_places(cu_pool[:-1], kept)], front
 
@@ -429,8 +440,7 @@ def _owner(boundaries: Tensor, length: int) -> Tensor:
 
 def _places(starts: Tensor, counts: Segments) -> Tensor:
     """The first few places of each stretch, one stretch after the other."""
-    number = torch.arange(counts.end, device=starts.device)
-    return (starts - counts.tensor(starts.device)[:-1])[counts.owner(starts.device)] + number
+    return starts[counts.owner(starts.device)] + counts.place(starts.device)
 
 
 def _normalised(value: Tensor, group: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,8 +54,12 @@ class Segments:
         return integers_on(device, self.offsets)
 
     def owner(self, device: torch.device) -> Tensor:
-        """The segment that each row belongs to, int64 [rows]."""
-        return torch.repeat_interleave(integers_on(device, self.lengths), output_size=self.end)
+        """The segment that each row belongs to, int64 [rows]; not to be written to."""
+        return _rows_on(device, self)[0]
+
+    def place(self, device: torch.device) -> Tensor:
+        """Where each row stands in its segment, int64 [rows]; not to be written to."""
+        return _rows_on(device, self)[1]
 
 
 @functools.lru_cache(maxsize=256)
@@ -65,8 +70,20 @@ def integers_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
     copies nothing, so that it can be captured in a CUDA graph.
     """
     with torch.inference_mode(False):
-        numbers = torch.tensor(values, dtype=torch.int64)
-        return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+        return _moved(torch.tensor(values, dtype=torch.int64), device)
+
+
+def _moved(numbers: Tensor, device: torch.device) -> Tensor:
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=32)
+def _rows_on(device: torch.device, segments: Segments) -> Tensor:
+    """Owner and place of each row, int64 [2, rows], likewise; few are kept, as they are long."""
+    with torch.inference_mode(False):
+        owner = np.repeat(np.arange(len(segments)), segments.lengths)
+        place = np.arange(segments.end) - np.array(segments.offsets)[owner]
+        return _moved(torch.from_numpy(np.stack([owner, place])), device)
 
 
 def cumulative(counts: Sequence[int]) -> Segments:

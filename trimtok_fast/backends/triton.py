@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from trimtok_fast.backends.torch import gather_gradient
 from trimtok_fast.backends.triton_greedy import form_of, largest_stored, select_stored
@@ -286,26 +287,26 @@ def pareto_front(diversity: Tensor, alignment: Tensor, segments: Segments | Tens
     position = torch.arange(len(diversity), device=diversity.device)
     owner = torch.searchsorted(boundaries[1:].contiguous(), position, right=True)
     # Adding 0 makes a 0 of -0: sorting by bits would put the two apart.
-    keys = [value.to(torch.promote_types(value.dtype, torch.float32)) + 0 for value in (alignment, diversity)]
-    order = position
-    for key, descending in (*((key, True) for key in keys), (owner, False)):
-        order = order[key[order].argsort(descending=descending, stable=True)]
-    first = torch.stack([_differs_from_previous(key[order]) for key in (*keys, owner)]).any(0)
+    keys = torch.stack([alignment, diversity])
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32)) + 0
+    order = keys[0].argsort(descending=True, stable=True)
+    order = order[keys[1][order].argsort(descending=True, stable=True)]
+    order = order[owner[order].argsort(stable=True)]
+    keys = keys[:, order]
+    # Segment after segment as before: the owners are in their order, though what they own has moved.
+    differs = (keys[:, 1:] != keys[:, :-1]).any(0) | (owner[1:] != owner[:-1])
+    first = pad(differs, (1, 0), value=True)
     ranks = torch.full_like(order, -1, dtype=torch.int32)
     with torch.cuda.device_of(diversity):
         pareto_launch(
             ranks,
-            alignment=keys[0][order],
+            alignment=keys[0],
             leads=first.to(torch.int8),
             cu_segments=boundaries,
             top=torch.empty_like(keys[0]),
         )
     leader = torch.where(first, position, 0).cummax(0).values
     return torch.empty_like(order).scatter_(0, order, ranks[leader].long())
-
-
-def _differs_from_previous(value: Tensor) -> Tensor:
-    return torch.cat([value.new_ones(1, dtype=torch.bool), value[1:] != value[:-1]])
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ every segment the bits that it gets alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -73,6 +74,7 @@ def slot_bytes(size: int, form: Form) -> int:
     return rows * each
 
 
+@functools.lru_cache(maxsize=256)
 def largest_stored(form: Form, objective: str, bound: int, workspace_bytes: int) -> int:
     """The size of the largest segment, up to `bound`, that is done over stored similarities; 0 if none is.
 
