@@ -74,13 +74,19 @@ def slot_bytes(size: int, form: Form) -> int:
     return rows * each
 
 
-@functools.lru_cache(maxsize=256)
 def largest_stored(form: Form, objective: str, bound: int, workspace_bytes: int) -> int:
     """The size of the largest segment, up to `bound`, that is done over stored similarities; 0 if none is.
 
     Its slot fits the workspace, and with `max_min` it is no larger than ROUNDS_ABOVE.
     """
-    low, high = 0, min(bound, ROUNDS_ABOVE) if objective == "max_min" else bound
+    return _largest_that_fits(
+        form, min(bound, ROUNDS_ABOVE) if objective == "max_min" else bound, workspace_bytes
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _largest_that_fits(form: Form, bound: int, workspace_bytes: int) -> int:
+    low, high = 0, bound
     while low < high:
         middle = (low + high + 1) // 2
         if slot_bytes(middle, form) <= workspace_bytes:
