@@ -65,7 +65,8 @@ def statistics():
 def selection(objective):
     """Ties, seeds, zero tokens, given norms, ragged rows; few and many candidates, small and no workspace."""
     degenerate = test_greedy.TestDegenerate()
-    for one_round, by_rows in ((greedy.ONE_ROUND, 0), (0, greedy.BY_ROWS), (0, 0)):
+    ways = ((greedy.ONE_ROUND, 0), (0, greedy.BY_ROWS), (0, 0))
+    for one_round, by_rows in ways if objective == "max_min" else ways[:1]:  # the others know one way
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(greedy, "ONE_ROUND", one_round)
             patch.setattr(greedy, "BY_ROWS", by_rows)
@@ -76,7 +77,7 @@ def selection(objective):
             degenerate.test_orthogonal_tokens_tie(objective, "torch")
             degenerate.test_seeds_come_first_in_their_order(objective, "torch")
             degenerate.test_a_batch_equals_its_segments_alone(objective, "torch")
-            for candidates in (1, 2, 7):
+            for candidates in (1, 2, 7) if objective == "max_min" else ():
                 test_greedy.test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates)
 
     tokens = make_tokens("noise", 100, 4)  # many are more than a right angle apart
