@@ -218,14 +218,14 @@ def absorb_launcher(
 ) -> Callable[[], None]:
     """What launches all tokens of all segments against the picks of one round."""
     halves, block_d = columns.dtype.itemsize == 2, config["BLOCK_D"]
-    if (
-        common.multiplies_from_shared_memory()
-    ):  # a round waits for memory: as much of it under way as there is room
+    if common.multiplies_from_shared_memory():
+        # A round waits for memory: as much of it is under way as there is room.
         options = dict(BLOCK_D=block_d if halves else 2 * block_d, num_warps=4, num_stages=4 if halves else 3)
         options |= common.registers(255)
-    else:  # half the channels at a time: the widest product takes half the registers
+    else:
+        # Half the channels at a time: the widest product takes half the registers, and two programs share a
+        # multiprocessor where they fit (sm_120: they do not).
         options = {**config, "BLOCK_D": max(16, block_d // 2), "num_stages": common.stages(4, columns.dtype)}
-        # Two programs a multiprocessor, where they fit.
         options |= common.registers(128 if halves and common.capability() < 120 else 255)
     return repeated(
         _absorb_kernel,

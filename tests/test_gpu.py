@@ -156,6 +156,26 @@ def test_rounds_over_many_programs(kind, dtype):
     checks.assert_max_min(tokens, picks, test_greedy.TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("width", [200, 1024])
+def test_rounds_over_stored_directions_give_the_bits_of_those_made_again(width, dtype):
+    tokens = make_tokens("photo-like", 12_000, width, offset=1.0, dtype=dtype)
+    origin = torch.stack([part.double().mean(0).float() for part in tokens.split([5_000, 7_000])])
+    stored, made_again = (
+        tt.greedy_select(
+            tokens,
+            [0, 5_000, 12_000],
+            [600, 900],
+            objective="max_min",
+            origin=origin,
+            workspace_bytes=workspace_bytes,
+            backend="triton",
+        )
+        for workspace_bytes in (2**29, 2**20)
+    )
+    assert torch.equal(stored[0], made_again[0]) and torch.equal(stored[1], made_again[1])
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("layout", ["transposed", "strided", "misaligned"])
 def test_strides_and_alignment_change_no_pick(layout, objective):
