@@ -316,6 +316,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 (4, -11),
                 textcoords="offset points",
                 color=colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )
         left.set_xscale("log")
         left.set_yscale("log")
@@ -324,7 +325,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         figures.plain_numbers(left.yaxis)
         left.set_xlabel("visual tokens kept")
         left.set_title("Time to first token, s (dashed: unpatched)")
-        left.legend()
+        left.legend(frameon=True, framealpha=0.9, edgecolor="none")  # the dashed lines run below it
 
         sizes = [entry["visual"] for entry in results["small"]]
         for (share, (even, ratios)), colour in zip(
