@@ -14,6 +14,15 @@ if os.environ["TRITON_INTERPRET"] == "1":
     remember()
 
 
+#: Tests that start processes or compile much.
+LONGEST = {"test_compiled_kernels", "test_hf_tensor_parallel", "test_packaging", "test_simulated"}
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: whoever has one of them last keeps the other processes waiting."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture
 def uneven_products(monkeypatch):
     """Products that round an entry by where it stands: BLAS does, in shapes that differ from CPU to CPU."""

@@ -154,7 +154,7 @@ def certificates():
     assert (regret("max_min", 1, 4), regret("max_mean", 4, 1, 3, seeds=1)) == (1, 0)
 
 
-COVERAGE, MAX_MIN, MAX_MEAN = (partial(selection, objective) for objective in OBJECTIVES)
+SELECTIONS = COVERAGE, MAX_MIN, MAX_MEAN = [partial(selection, objective) for objective in OBJECTIVES]
 
 # The function, the check that must fail, and its faults: what each says, a snippet, what takes its place.
 FAULTS = {
@@ -449,9 +449,17 @@ FAULTS = {
 @pytest.mark.parametrize(
     ("function", "old", "new", "check"),
     [
-        pytest.param(function, old, new, check, id=f"{function.__module__[13:]}.{function.__name__}: {name}")
+        pytest.param(
+            function,
+            old,
+            new,
+            check,
+            id=f"{function.__module__[13:]}.{function.__name__}: {name}",
+            # Of a function that selects the first alone: all of them take too long together for `make test`.
+            marks=pytest.mark.slow if number > 0 and check in SELECTIONS else (),
+        )
         for (function, check), faults in FAULTS.items()
-        for name, old, new in faults
+        for number, (name, old, new) in enumerate(faults)
     ],
 )
 def test_a_planted_fault_is_caught(function, old, new, check, monkeypatch):
