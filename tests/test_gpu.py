@@ -279,6 +279,20 @@ def test_pruning_is_captured_in_a_graph():
         assert_same(made[-1], run_prune(other, words))
 
 
+def test_a_graph_outlives_what_caches_hold():
+    tokens, text = prompt()
+    expected = run_prune(tokens, text)
+    made = []
+    replay = captured(lambda: made.append(run_prune(tokens, text)))
+    for count in range(40, 130):
+        prune(tokens[:count], [0, count], config=QUIET, backend="triton")
+    # Where a table was let go, something else stands now.
+    filling = [torch.full((size,), -1, device=GPU) for size in (8, 64, 512, 4096) for _ in range(500)]
+    replay()
+    assert_same(made[-1], expected)
+    del filling
+
+
 def test_selection_compiles_whole():
     tokens, _ = prompt()
 

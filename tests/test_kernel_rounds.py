@@ -14,7 +14,7 @@ from PIL import Image
 import trimtok_fast as tt
 from benchmarks.workloads import KINDS, make_tokens
 from tests import test_greedy
-from tests.kernel_harness import launched, plant, quick, quick_faults, simulated
+from tests.kernel_harness import awkward, launched, plant, quick, quick_faults, simulated
 from tests.ptxsim import GlobalRace
 from trimtok_fast import ops
 from trimtok_fast.backends import triton_rounds
@@ -173,19 +173,49 @@ def test_directions_that_are_stored_change_no_bit(dtype):
     tokens = make_tokens("photo-like", 400, 72, dtype=dtype)
     tokens[[7, 250]] = 0
     tokens[30:40] = tokens[29].clone()
+    tokens = awkward(tokens)["strided"]
     generator = torch.Generator().manual_seed(0)
     rows = torch.cat([torch.randperm(330, generator=generator), torch.full((20,), -1)])
     options = {
         "rows": rows,
         "seeds": torch.tensor([int(rows[3]), int(rows[90])]),
         "cu_seeds": torch.tensor([0, 2, 2, 2]),
-        "origin": tokens.float().mean(0).repeat(3, 1),
+        "origin": torch.stack(
+            [tokens[part].float().mean(0) for part in (slice(99), slice(5), slice(9, 400))]
+        ),
     }
     positional, named = arguments(tokens, [0, 170, 175, 330], [60, 5, 90], **options)
     found = [
         triton_rounds.select_in_rounds(*positional, **{**named, "workspace_bytes": w}) for w in WORKSPACES
     ]
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_directions_are_stored_up_to_the_workspace(dtype):
+    room = 300 * 72 * dtype.itemsize
+    assert rounds.stores(300, 72, dtype, room) and not rounds.stores(300, 72, dtype, room - 1)
+
+
+def test_a_batch_too_large_to_store_equals_its_segments_that_are_stored():
+    tokens = make_tokens("clusters", 200, 24)
+    room = 120 * 24 * 4
+    together = greedy_select(tokens, [0, 120, 200], [30, 20], workspace_bytes=room)
+    alone = [
+        greedy_select(tokens[part], [0, len(tokens[part])], [budget], workspace_bytes=room)
+        for part, budget in ((slice(120), 30), (slice(120, 200), 20))
+    ]
+    assert torch.equal(together[0], torch.cat([alone[0][0], alone[1][0] + 120]))
+    assert torch.equal(together[1], torch.cat([alone[0][1], alone[1][1]]))
+
+
+@pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("width", [20, 64, 130])
+def test_the_blocks_of_large_gpus(width, dtype, workspace_bytes, monkeypatch):
+    monkeypatch.setattr(common, "capability", lambda: 90)
+    tokens = make_tokens("clusters", 200, width, dtype=dtype)
+    check_selection(tokens, [0, 200], [40], "max_min", workspace_bytes=workspace_bytes)
 
 
 def test_loose_bounds_and_spare_rows_change_nothing():
@@ -352,6 +382,18 @@ def test_a_whole_selection_as_ptx(dtype, workspace_bytes, monkeypatch):
         check_selection(tokens, [0, 140, 200], [16, 6], "max_min", **options)
 
 
+def test_an_origin_of_16_bits_changes_no_bit_either(monkeypatch):
+    tokens = make_tokens("clusters", 100, 40, offset=1.0)
+    origin = tokens.mean(0, keepdim=True).bfloat16()
+    monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: 3)
+    with simulated():
+        found = [
+            greedy_select(tokens, [0, 100], [16], origin=origin, workspace_bytes=workspace_bytes)
+            for workspace_bytes in WORKSPACES
+        ]
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("workspace_bytes", WORKSPACES, ids=WORKSPACES.values())
 def test_traffic_counts_what_the_compiled_code_moves_of_every_token(workspace_bytes, monkeypatch):
     # 128 seeds are met in one round, and the last pick in none: two go over the tokens, the opening and that.
@@ -399,6 +441,7 @@ def ties():
 def strides():
     degenerate = test_greedy.TestDegenerate()
     degenerate.test_strided_and_misaligned_tokens_give_the_same_bits("max_min", "rounds")
+    test_directions_that_are_stored_change_no_bit(torch.float32)
 
 
 def copies():
@@ -430,6 +473,18 @@ FAULTS = {
         absorb,
         "tokens_ptr += start * stride_tokens_m",
         "tokens_ptr += 0",
+    ),
+    "origin of the first segment": (
+        strides,
+        absorb,
+        "origin_ptr += segment * stride_origin_g",
+        "origin_ptr += 0",
+    ),
+    "candidates about the first origin": (
+        strides,
+        nominate,
+        "origin_ptr += segment * stride_origin_g",
+        "origin_ptr += 0",
     ),
     "all û stored in one place": (
         small,

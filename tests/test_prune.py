@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
+from trimtok_fast import segments
 from trimtok_fast.certificate import TOLERANCE, certify
 from trimtok_fast.config import OBJECTIVES
 from trimtok_fast.kernels import common
@@ -282,6 +283,18 @@ def test_nothing_in_prune_waits_for_the_device(pool_objective, workspace_bytes, 
         for value in (out.indices, out.cu_tokens, out.plan.pool, out.stage):
             with pytest.raises(DataDependentOutputException):
                 value.tolist()
+
+
+def test_tables_that_a_graph_captures_stay(monkeypatch):
+    held = {}
+    monkeypatch.setattr(segments, "_captured", held)
+    made = segments.table_cache(maxsize=1)(lambda device, number: [number])
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = made(gpu, 1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert made(gpu, 2) == [2] and made(gpu, 1) is not captured
+    assert list(held.values()) == [captured]
 
 
 def without_kernels(monkeypatch):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from numbers import Integral
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from trimtok_fast.errors import InvalidInputError, UnsupportedDtypeError
 
 Boundaries = Tensor | Sequence[int]
+Table = TypeVar("Table")
 
 INT64 = range(-(2**63), 2**63)
 
@@ -62,7 +64,30 @@ class Segments:
         return _rows_on(device, self)[1]
 
 
-@functools.lru_cache(maxsize=256)
+#: What a CUDA graph may read for as long as it lives.
+_captured: dict[int, object] = {}
+
+
+def table_cache(maxsize: int) -> Callable[[Callable[..., Table]], Callable[..., Table]]:
+    """An `lru_cache` for tables on a device: those that a CUDA graph captures stay, whatever comes after."""
+
+    def decorate(make: Callable[..., Table]) -> Callable[..., Table]:
+        cached = functools.lru_cache(maxsize)(make)
+
+        @functools.wraps(make)
+        def table(device: torch.device, *arguments: Any) -> Table:
+            found = cached(device, *arguments)
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                _captured[id(found)] = found
+            return found
+
+        vars(table)["cache_clear"] = cached.cache_clear
+        return table
+
+    return decorate
+
+
+@table_cache(maxsize=256)
 def integers_on(device: torch.device, values: tuple[int, ...]) -> Tensor:
     """Numbers of the host as an int64 tensor on a device; not to be written to.
 
@@ -77,12 +102,12 @@ def _moved(numbers: Tensor, device: torch.device) -> Tensor:
     return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
-@functools.lru_cache(maxsize=32)
+@table_cache(maxsize=32)
 def _rows_on(device: torch.device, segments: Segments) -> Tensor:
     """Owner and place of each row, int64 [2, rows], likewise; few are kept, as they are long."""
     with torch.inference_mode(False):
-        owner = np.repeat(np.arange(len(segments)), segments.lengths)
-        place = np.arange(segments.end) - np.array(segments.offsets)[owner]
+        owner = np.repeat(np.arange(len(segments), dtype=np.int64), segments.lengths)
+        place = np.arange(segments.end) - np.array(segments.offsets, dtype=np.int64)[owner]
         return _moved(torch.from_numpy(np.stack([owner, place])), device)
 
 

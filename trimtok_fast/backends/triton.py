@@ -6,7 +6,6 @@ may be on the device, unread.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from trimtok_fast.kernels.dpp import dpp_launch, tile_count
 from trimtok_fast.kernels.gather import _gather_kernel, gather_launch
 from trimtok_fast.kernels.pareto import pareto_launch
 from trimtok_fast.kernels.statistics import CHUNK_M, MAX_WIDTH, statistics_launch
-from trimtok_fast.segments import Segments, cumulative, integers_on
+from trimtok_fast.segments import Segments, cumulative, integers_on, table_cache
 from trimtok_fast.statistics import TokenStatistics
 
 #: Boundaries and budgets may stay on the device.
@@ -133,7 +132,7 @@ def plan_budgets(
     return plan
 
 
-@functools.lru_cache(maxsize=256)
+@table_cache(maxsize=256)
 def _chunk_tables(
     device: torch.device, images: Segments, samples: Segments, cu_text: Segments | None
 ) -> tuple[Tensor, Tensor, Tensor | None, int]:

@@ -81,7 +81,8 @@ def select_in_rounds(
         picks,
         gain,
         tokens=tokens,
-        origin=origin,
+        # In 16 bits it would change in what order a product is summed, where directions are not stored.
+        origin=None if origin is None else origin.float(),
         inverse_norm=inverse_norm,
         rows=ordered,
         cu_segments=cu_segments,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimtok_fast.backends import triton as backend
 from trimtok_fast.backends.triton_greedy import form_of
-from trimtok_fast.budgets import anchors_of, kept_counts, text_seeds_of
+from trimtok_fast.budgets import anchors_of, kept_counts, survivors_at_most, text_seeds_of
 from trimtok_fast.config import PruneConfig
 from trimtok_fast.inspection import DTYPES
 from trimtok_fast.kernels import (
@@ -84,6 +84,13 @@ class Workload:
         """Tokens of an image that stage 2 cannot drop."""
         return anchors_of(self._images().lengths, self.kept, True, self._config())[0]
 
+    @property
+    def rows(self) -> int:
+        """Room for survivors in stage 2's buffer: a GPU keeps their number to itself."""
+        images = self._images()
+        one = Segments((0, self.images))
+        return survivors_at_most([self.kept], images, one, [True], self._config())[0]
+
     def _config(self) -> PruneConfig:
         return PruneConfig(keep_ratio=self.keep)
 
@@ -102,8 +109,7 @@ class Workload:
         first_rows = torch.arange(self.images) * self.tokens
         text_seeds = text_seeds_of(images.lengths, self.kept, True)[0]
         survivors = (first_rows[:, None] + torch.arange(self.survivors)).flatten()
-        # Past the survivors, whose number a GPU keeps to itself, there is nothing.
-        rows = torch.cat([survivors, survivors.new_full((self.total - len(survivors),), self.total)])
+        rows = torch.cat([survivors, survivors.new_full((self.rows - len(survivors),), self.total)])
         rank, anchors = torch.arange(float(self.pool)), self.images * self.anchors
 
         def measure(center: str) -> object:
@@ -158,7 +164,7 @@ class Workload:
         def across_images() -> object:
             cu_survivors = torch.tensor([0, len(survivors)])
             seeds = (first_rows[:, None] + torch.arange(self.anchors)).flatten()
-            return select("max_min", cu_survivors, [self.pool], (self.total,), self.pool, seeds, rows)
+            return select("max_min", cu_survivors, [self.pool], (self.rows,), self.pool, seeds, rows)
 
         def every_form(objective: str) -> None:
             fused, small = greedy.launch_config().fused, greedy.launch_config().small
@@ -210,7 +216,7 @@ class Workload:
         else:
             sizes, picks, objective = (self.images * self.survivors,), (self.pool,), config.pool_objective
         if "absorb" in modules:
-            stored = rounds.stores(sum(sizes), self.dim, dtype, config.workspace_bytes)
+            stored = rounds.stores(self.rows, self.dim, dtype, config.workspace_bytes)
             return {"rounds": rounds.traffic(sizes, picks, self.dim, dtype, config.candidates, stored=stored)}
         if "recomputed" in modules:
             return {"recomputed": recomputed.traffic(sizes, picks, self.dim, dtype, objective)}
