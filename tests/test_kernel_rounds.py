@@ -243,7 +243,10 @@ def test_the_finisher_does_what_the_rounds_have_left(planned, workspace_bytes, m
     tokens = make_tokens("photo-like", 90, 24)
     tokens[5:15] = tokens[4]
     tokens[31:36] = 0
-    options = {"seeds": [35, 7, 81], "cu_seeds": [0, 2, 3], "workspace_bytes": workspace_bytes}
+    origin = torch.stack([tokens[:30].mean(0), tokens[40:].mean(0)])
+    tokens = awkward(tokens)["strided"]
+    seeds = {"seeds": [35, 7, 81], "cu_seeds": [0, 2, 3]}
+    options = {"origin": origin, "workspace_bytes": workspace_bytes, **seeds}
     expected = greedy_select(tokens, [0, 80, 90], [70, 4], **options)
     monkeypatch.setattr(rounds, "planned_rounds", lambda *sizes: planned)
     found = greedy_select(tokens, [0, 80, 90], [70, 4], **options)
