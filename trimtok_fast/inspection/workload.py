@@ -89,7 +89,8 @@ class Workload:
         """Room for survivors in stage 2's buffer: a GPU keeps their number to itself."""
         images = self._images()
         one = Segments((0, self.images))
-        return survivors_at_most([self.kept], images, one, [True], self._config())[0]
+        most = survivors_at_most([self.kept], images, one, [True], self._config())[0]
+        return max(most, self.images * self.survivors)  # rounded image by image, they may come to more
 
     def _config(self) -> PruneConfig:
         return PruneConfig(keep_ratio=self.keep)
