@@ -32,6 +32,7 @@ from tests.test_kernel_dpp import (  # noqa: F401
 )
 from tests.test_kernel_pareto import (  # noqa: F401
     test_equal_points_across_tiles_share_a_front,
+    test_equal_points_of_two_segments_share_nothing,
     test_fronts_at_every_size,
     test_infinities_and_minus_zero,
     test_one_front_and_as_many_fronts_as_points,

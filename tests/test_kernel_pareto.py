@@ -58,6 +58,12 @@ def test_no_points():
     assert tt.pareto_front(torch.empty(0), torch.empty(0), [0, 0], backend="triton").tolist() == []
 
 
+def test_equal_points_of_two_segments_share_nothing():
+    # The last of the first segment, in front 1, equals the first of the second, in front 0.
+    values = torch.tensor([2.0, 1.0, 1.0, 0.5])
+    check_fronts(values, values, [0, 2, 4])
+
+
 def test_equal_points_across_tiles_share_a_front():
     check_fronts(torch.zeros(3 * BLOCK), torch.ones(3 * BLOCK), [0, 3 * BLOCK])
     check_fronts(torch.arange(3.0).repeat(BLOCK), torch.ones(3 * BLOCK), [0, 3 * BLOCK])
