@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import trimtok_fast as tt
 from benchmarks.workloads import DTYPES, KINDS, make_tokens
-from trimtok_fast import segments
+from trimtok_fast import pipeline, segments
 from trimtok_fast.certificate import TOLERANCE, certify
 from trimtok_fast.config import OBJECTIVES
 from trimtok_fast.kernels import common
@@ -300,6 +300,13 @@ def test_tables_that_a_graph_captures_stay(monkeypatch):
 def without_kernels(monkeypatch):
     """Let every launch of a kernel do nothing."""
     monkeypatch.setattr(type(common.row_norm), "run", lambda *arguments, **options: None)
+
+
+@pytest.mark.parametrize(("boundaries", "expected"), [((0, 5), [1, 4]), ((0, 3, 5), [1, 2, 4, 3])])
+def test_the_most_aligned_of_each_image(boundaries, expected):
+    alignment, images = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.7]), segments.Segments(boundaries)
+    counts = segments.cumulative([2] * len(images))
+    assert pipeline._most_aligned(alignment, images, counts, alignment.device).tolist() == expected
 
 
 def test_each_stage_is_greedy_by_its_certificate():
