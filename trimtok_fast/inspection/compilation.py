@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
+import struct
 import subprocess
 import tempfile
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -131,43 +134,53 @@ class Resources:
         return 128 * self.row_bits.get(128, 0) / bits if bits else None
 
 
-def resources(code: Any) -> Resources:
-    """Read what a kernel takes from what triton compiled."""
-    read = _read_nvidia if "cubin" in code.asm else _read_amd
-    registers, spills, scalar_spills, opcodes, load_bits = read(code)
+def resources(codes: Sequence[Any]) -> list[Resources]:
+    """Read what kernels take from what triton compiled for one target."""
+    if not codes:
+        return []
+    read = _read_nvidia if "cubin" in codes[0].asm else _read_amd
+    return [_resources(code, reading) for code, reading in zip(codes, read(codes), strict=True)]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What is read from machine code; the names are those of `Resources`."""
+
+    registers: int
+    spills: int
+    scalar_spills: int
+    opcodes: Counter[str]
+    load_bits: Counter[int]
+
+
+def _resources(code: Any, reading: _Reading) -> Resources:
     products, by_hand = _products(code.asm["ttgir"])
     return Resources(
         num_warps=code.metadata.num_warps,
-        registers=registers,
-        spills=spills,
-        scalar_spills=scalar_spills,
+        registers=reading.registers,
+        spills=reading.spills,
+        scalar_spills=reading.scalar_spills,
         shared_bytes=code.metadata.shared,
-        matrix_instructions=sum(count for name, count in opcodes.items() if MATRIX.match(name)),
+        matrix_instructions=sum(count for name, count in reading.opcodes.items() if MATRIX.match(name)),
         products=products,
         products_by_hand=by_hand,
         endless_loops=len(_ENDLESS.findall(code.asm["ttgir"])),
-        load_bits=dict(load_bits),
+        load_bits=dict(reading.load_bits),
         row_bits=dict(_row_bits(code.asm["ptx" if "ptx" in code.asm else "amdgcn"])),
     )
 
 
-#: `/*0a10*/  @!P0 LDG.E.128 R4, ...`
-_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)")
+def _read_nvidia(codes: Sequence[Any]) -> list[_Reading]:
+    return [
+        _nvidia_reading(code, opcodes) for code, opcodes in zip(codes, _nvidia_opcodes(codes), strict=True)
+    ]
 
 
-_Reading = tuple[int, int, int, Counter[str], Counter[int]]
-
-
-def _read_nvidia(code: Any) -> _Reading:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        sass = _tool("nvdisasm", "-c", "-ndf", file.name)
+def _nvidia_reading(code: Any, opcodes: Counter[str]) -> _Reading:
+    usage = _tool("cuobjdump", code.asm["cubin"], "-res-usage")
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
         raise RuntimeError(f"cuobjdump says nothing about {code.metadata.name}: {usage[:300]}")
-    opcodes = Counter(_SASS.findall(sass))
     spills = sum(count for name, count in opcodes.items() if name.split(".")[0] in ("LDL", "STL"))
     load_bits: Counter[int] = Counter()
     for name, count in opcodes.items():
@@ -175,13 +188,49 @@ def _read_nvidia(code: Any) -> _Reading:
         if parts[0] in ("LDG", "LDGSTS"):
             widths = [int(digits) for part in parts for digits in re.findall(r"^[US]?(\d+)$", part)]
             load_bits[max(widths, default=32)] += count
-    return int(registers[1]), spills, 0, opcodes, load_bits
+    return _Reading(int(registers[1]), spills, 0, opcodes, load_bits)
 
 
-def _tool(name: str, *arguments: str) -> str:
-    """Run one of the binary tools that come with triton."""
+#: `/*0a10*/  @!P0 LDG.E.128 R4, ...`
+_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)")
+
+_PTX_TARGET = re.compile(r"^\.target sm_(\w+)", re.MULTILINE)
+
+
+def _nvidia_opcodes(codes: Sequence[Any]) -> list[Counter[str]]:
+    """All are disassembled at once, one behind the other: nvdisasm takes half a second to start."""
+    instructions = [_instructions(code.asm["cubin"]) for code in codes]
+    ends = list(accumulate(map(len, instructions)))
+    # `.target sm_90a` of the PTX is SM90a to nvdisasm.
+    (architecture,) = {name for code in codes for name in _PTX_TARGET.findall(code.asm["ptx"])}
+    sass = _tool("nvdisasm", b"".join(instructions), "--binary", f"SM{architecture}")
+    opcodes: list[Counter[str]] = [Counter() for _ in codes]
+    for address, opcode in _SASS.findall(sass):
+        opcodes[bisect_right(ends, int(address, 16))][opcode] += 1
+    return opcodes
+
+
+def _instructions(cubin: bytes) -> bytes:
+    """The kernel's section of a cubin, a 64-bit ELF file."""
+    (sections_at,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, sections_at + size * i) for i in range(count)]
+    names_at = sections[names][4]
+    text = [
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in sections
+        if cubin.startswith(b".text.", names_at + name)
+    ]
+    return b"".join(text)
+
+
+def _tool(name: str, data: bytes, *options: str) -> str:
+    """Run one of the binary tools that come with triton on a file with this in it."""
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        done = subprocess.run([path, *options, file.name], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stderr.strip()[:300]}")
     return done.stdout + done.stderr
@@ -198,7 +247,11 @@ def _amd_bits(load: re.Match[str]) -> int:
     return (_AMD_BITS[load[1]] if load[1] else int(load[2])) * int(load[3] or 1)
 
 
-def _read_amd(code: Any) -> _Reading:
+def _read_amd(codes: Sequence[Any]) -> list[_Reading]:
+    return [_amd_reading(code) for code in codes]
+
+
+def _amd_reading(code: Any) -> _Reading:
     assembly = code.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -215,7 +268,7 @@ def _read_amd(code: Any) -> _Reading:
     # Of what is spilled, vgpr_spill_count says how many registers, the instructions whether to memory.
     in_memory = sum(count for name, count in opcodes.items() if name.startswith("scratch_"))
     spills = max(number("vgpr_spill_count"), in_memory)
-    return number("vgpr_count"), spills, number("sgpr_spill_count"), opcodes, load_bits
+    return _Reading(number("vgpr_count"), spills, number("sgpr_spill_count"), opcodes, load_bits)
 
 
 #: What the two assemblers' texts say of source files and lines, and the loads that come from them:

@@ -136,8 +136,8 @@ def _variants(launched: dict[str, list[Launch]], target: Target, workload: Workl
             if step not in steps:
                 steps.append(step)
     found = []
-    for launch, steps in by_code.values():
-        taken = resources(launch.code)
+    every = resources([launch.code for launch, _ in by_code.values()])
+    for (launch, steps), taken in zip(by_code.values(), every, strict=True):
         found.append(
             Variant(
                 kernel=launch.kernel,
