@@ -157,7 +157,7 @@ def simulated(
     reports: list[ExecutionReport] = []
 
     def run(launch: Launch) -> None:
-        code = compile_for(launch.kernel, *launch.arguments, target=target, **launch.options)
+        code = compile_for(launch.kernel, *launch.arguments, target=target, assembled=False, **launch.options)
         named = {name: value for name, value in launch.options.items() if name in code.signature}
         options = {"profile": False, **named, **simulation}
         reports.append(run_compiled(change(launch.name, code), launch.grid, *launch.arguments, **options))
