@@ -228,15 +228,18 @@ def make_hugging_face_kernels(target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("installed", [False, True], ids=["without_hf_kernels", "with_hf_kernels"])
-def test_transformers_imports_from_the_repository_root(installed: bool, tmp_path: Path) -> None:
-    if importlib.util.find_spec("transformers") is None:
-        pytest.skip("transformers is not installed")
-    if not installed and PathFinder.find_spec("kernels", REQUIREMENTS) is not None:
+def test_transformers_sees_no_kernels_library_in_our_folder() -> None:
+    """Every other test of the patch runs like this: from the repository's root, where `kernels/` is."""
+    utils = pytest.importorskip("transformers.utils")
+    if PathFinder.find_spec("kernels", REQUIREMENTS) is not None:
         pytest.skip("Hugging Face's kernels library is installed here")
-    path = [make_hugging_face_kernels(tmp_path / "site")] if installed else []
+    assert PathFinder.find_spec("kernels", [str(ROOT)]).origin is None
+    assert not utils.is_kernels_available()
+
+
+def test_transformers_takes_the_kernels_library_and_not_our_folder(tmp_path: Path) -> None:
+    pytest.importorskip("transformers.utils")
     code = """
-        import importlib
         import kernels
         from transformers import LlamaForCausalLM
         from transformers.utils import is_kernels_available
@@ -246,7 +249,8 @@ def test_transformers_imports_from_the_repository_root(installed: bool, tmp_path
         print(*trimtok_fast.kernels.__path__)
     """
     # With -c a module is looked for in the working directory first: there, `kernels` is our folder.
-    origin, llama, ours = run_python(code, *path, cwd=ROOT).splitlines()[-3:]
-    assert origin == (str(tmp_path / "site" / "kernels" / "__init__.py") if installed else "None")
-    assert llama == f"{installed} LlamaForCausalLM"
+    path = make_hugging_face_kernels(tmp_path / "site")
+    origin, llama, ours = run_python(code, path, cwd=ROOT).splitlines()[-3:]
+    assert origin == str(path / "kernels" / "__init__.py")
+    assert llama == "True LlamaForCausalLM"
     assert Path(ours) == ROOT / "trimtok_fast" / "kernels"
