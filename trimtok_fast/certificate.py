@@ -76,7 +76,8 @@ def certify(
     x, _ = reference.usable(tokens.detach().cpu()[rows])
     center = None if origin is None else origin.detach().cpu().double()
     unit = reference.directions_about(x, center, reference.inverse_norm_about(x, center))
-    order = torch.searchsorted(rows, torch.as_tensor(picks).cpu()).tolist()
+    places = torch.searchsorted(rows, torch.as_tensor(picks).cpu())
+    order = places.tolist()
     replay = {"coverage": _replay_coverage, "max_min": _replay_max_min, "max_mean": _replay_max_mean}[
         objective
     ]
@@ -89,7 +90,7 @@ def certify(
     for step, value in enumerate(replay(unit, present, order)):
         first = objective != "coverage" and step < opening
         value = (typical if first else value).clone()
-        value[order[:step]] = -torch.inf
+        value[places[:step]] = -torch.inf
         if step < seeds:
             continue
         best, own = float(value.max()), float(value[order[step]])

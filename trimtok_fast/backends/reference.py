@@ -175,10 +175,10 @@ def _coverage(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> t
 
 
 def _max_min(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
-    distance = distance_of(cosines_of(unit))
+    distance, has_direction = distance_of(cosines_of(unit)), present.tolist()
     picks, gains = _opening(unit, present, budget, seeds)
     while len(picks) < budget:
-        centres = [pick for pick in picks if present[pick]]
+        centres = [pick for pick in picks if has_direction[pick]]
         value = torch.where(present, distance[:, centres].min(dim=1).values, 0)
         value[picks] = -1
         picks.append(int(value.argmax()))
@@ -188,8 +188,9 @@ def _max_min(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tu
 
 def _max_mean(unit: Tensor, present: Tensor, budget: int, seeds: list[int]) -> tuple[list[int], list[float]]:
     picks, gains = _opening(unit, present, budget, seeds)
+    has_direction = present.tolist()
     while len(picks) < budget:
-        mean = unit[[pick for pick in picks if present[pick]]].mean(0)
+        mean = unit[[pick for pick in picks if has_direction[pick]]].mean(0)
         value = torch.where(present, 1 - along(unit, mean), 0)
         value[picks] = -float("inf")
         picks.append(int(value.argmax()))
