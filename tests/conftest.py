@@ -3,29 +3,28 @@
 import os
 
 import pytest
-import torch
 
 from tests.interpreter import remember
 
 # The kernels run in Triton's interpreter: there may be no GPU. It is read when triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-if os.environ["TRITON_INTERPRET"] == "1":
-    remember()
-
-
 #: Tests that start processes or compile much.
 LONGEST = {"test_compiled_kernels", "test_hf_tensor_parallel", "test_packaging", "test_simulated"}
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: whoever has one of them last keeps the other processes waiting."""
+    """Where tests will run, which is not in the process that hands them out."""
+    # Whoever has one of the longest last keeps the others waiting.
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    if os.environ["TRITON_INTERPRET"] == "1":
+        remember()
 
 
 @pytest.fixture
 def uneven_products(monkeypatch):
     """Products that round an entry by where it stands: BLAS does, in shapes that differ from CPU to CPU."""
+    import torch
 
     def uneven(multiply):
         def product(left, right, *, out=None):

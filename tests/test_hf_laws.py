@@ -22,9 +22,16 @@ VIDEOS = {
     "mixed": ((("i0", "v1", "i1"),), "left"),
     "mixed-ragged": ((("v0",), ("i0", "v1"), ("i2",)), "left"),
 }
+#: What of a family's other attentions than the last `make test` runs: one of images, one of videos.
+SHORT = {"ragged-left", "mixed-ragged"}
 CASES = [
     pytest.param(
-        family, case[0] or family.ragged, case[1], attention, id=f"{family.name}-{label}-{attention}"
+        family,
+        case[0] or family.ragged,
+        case[1],
+        attention,
+        id=f"{family.name}-{label}-{attention}",
+        marks=() if attention == family.attentions[-1] or label in SHORT else pytest.mark.slow,
     )
     for family in (*FAMILIES.values(), *VARIANTS.values())
     for label, case in {**IMAGES, **(VIDEOS if family.video else {})}.items()
