@@ -86,7 +86,13 @@ def _check_picks(
         start += budget
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    [  # What 16 bits change, bf16 shows before fp16.
+        pytest.param(dtype, id=name, marks=pytest.mark.slow if name == "fp16" else ())
+        for name, dtype in DTYPES.items()
+    ],
+)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("count", "width"), SHAPES)
 def test_torch_makes_the_textbooks_picks_at_every_shape(count, width, objective, dtype):
@@ -183,8 +189,8 @@ def test_what_is_not_finite_counts_as_a_zero_token(bad, objective, backend):
 @pytest.mark.parametrize("candidates", [1, 2, 37, 128, 10_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_change_the_speed_of_max_min_and_nothing_else(kind, candidates):
-    tokens = make_tokens(kind, 1500, 16)
-    check_selection(tokens, [0, 1500], [100], "max_min", candidates=candidates)
+    tokens = make_tokens(kind, 1100, 16)
+    check_selection(tokens, [0, 1100], [100], "max_min", candidates=candidates)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
