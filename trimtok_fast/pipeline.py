@@ -139,8 +139,9 @@ def prune(
     with exact(tokens):
         with record_function("trimtok::statistics"):
             statistics = run.token_statistics(tokens, images, samples, words, cu_words, center=config.center)
-            if config.check_finite and run.ON_HOST:
-                _check_finite(statistics.inverse_norm, text)
+            finite = _FiniteCheck(statistics.inverse_norm, text) if config.check_finite else None
+            if finite is not None and run.ON_HOST:
+                finite.wait()
         with record_function("trimtok::budgets"):
             if plan is None:
                 plan = run.plan_budgets(statistics, images, samples, config)
@@ -190,8 +191,8 @@ def prune(
         front=None if alignment is None else front[places],
         stage=stage[:-1],
     )
-    if config.check_finite and not run.ON_HOST:  # it waits for the device: nothing is left to launch
-        _check_finite(statistics.inverse_norm, text)
+    if finite is not None and not run.ON_HOST:  # nothing is left to launch, and the device has long found out
+        finite.wait()
     return result
 
 
@@ -215,7 +216,7 @@ def _by_method(
                 tokens, images, samples, text, cu_text, center=method.center or config.center
             )
             if config.check_finite:
-                _check_finite(statistics.inverse_norm, text)
+                _FiniteCheck(statistics.inverse_norm, text).wait()
         batch = Batch(tokens, images, spans, tuple(kept), text, cu_text, statistics, config, backend)
         with record_function("trimtok::select"):
             picks = method.select(batch)
@@ -268,25 +269,35 @@ def _finite(value: Tensor, sample: Tensor, samples: int) -> Tensor:
     return torch.where(value.isinf(), largest[sample], value)
 
 
-def _check_finite(inverse_norm: Tensor, text: Tensor | None) -> None:
-    wrong = inverse_norm.isnan()
-    if bool(wrong.any()):
-        raise InvalidInputError(
-            "tokens",
-            "finite tokens of norm up to 1e18",
-            f"{int(wrong.sum())} that are not, the first in row {int(wrong.nonzero()[0])}",
-            "Mend the projector's output; check_finite=False skips this check.",
-        )
-    if text is not None:
-        norms = torch.linalg.vector_norm(text.detach(), dim=1, dtype=torch.float64)
-        wrong = ~(norms <= 1e18)
-        if bool(wrong.any()):
-            raise InvalidInputError(
-                "text",
-                "finite text tokens of norm up to 1e18",
-                f"{int(wrong.sum())} that are not, the first in row {int(wrong.nonzero()[0])}",
-                "Mend the embeddings; check_finite=False skips this check.",
-            )
+#: Of an argument of `prune`: what its rows are, and where they come from.
+_MEANT = {"tokens": ("tokens", "projector's output"), "text": ("text tokens", "embeddings")}
+
+
+class _FiniteCheck:
+    """Has the device look for tokens that are not finite; whoever waits for that waits for nothing later."""
+
+    def __init__(self, inverse_norm: Tensor, text: Tensor | None) -> None:
+        self._wrong = {"tokens": inverse_norm.isnan()}
+        if text is not None:
+            norms = torch.linalg.vector_norm(text.detach(), dim=1, dtype=torch.float64)
+            self._wrong["text"] = ~(norms <= 1e18)
+        found = torch.stack([wrong.any() for wrong in self._wrong.values()])
+        self._found = found.to("cpu", non_blocking=found.is_cuda)
+        self._known = torch.cuda.current_stream(found.device).record_event() if found.is_cuda else None
+
+    def wait(self) -> None:
+        """Raise if there are any."""
+        if self._known is not None:
+            self._known.synchronize()
+        for (argument, wrong), found in zip(self._wrong.items(), self._found.tolist(), strict=True):
+            if found:
+                meant, source = _MEANT[argument]
+                raise InvalidInputError(
+                    argument,
+                    f"finite {meant} of norm up to 1e18",
+                    f"{int(wrong.sum())} that are not, the first in row {int(wrong.nonzero()[0])}",
+                    f"Mend the {source}; check_finite=False skips this check.",
+                )
 
 
 # What each stage hands on lies in a buffer whose size the host knows. How much of it is used only the device
