@@ -37,16 +37,17 @@ def check_selection(
     expected = tt.greedy_select(tokens, cu_segments, budgets, backend="reference", **arguments)
     found = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
     _check_picks(tokens, cu_segments, budgets, found, expected, **arguments)
-    by_rows = {
-        "coverage": [(0, 0)],
-        "max_min": [(greedy.BY_ROWS, 1), (greedy.BY_ROWS, 5), (0, 0)],
+    small = {
+        "coverage": [(0, 0, 0)],
+        "max_min": [(greedy.SMALL, 5, 1), (greedy.SMALL, greedy.FEW, greedy.RUNNING), (0, 0, 0)],
         "max_mean": [],
     }
-    for largest, running in by_rows[objective] if backend == "torch" else []:
+    for largest, few, running in small[objective] if backend == "torch" else []:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lockstep, "LARGEST", 0)
             patch.setattr(greedy, "ONE_ROUND", 0)
-            patch.setattr(greedy, "BY_ROWS", largest)
+            patch.setattr(greedy, "SMALL", largest)
+            patch.setattr(greedy, "FEW", few)
             patch.setattr(greedy, "RUNNING", running)
             other = tt.greedy_select(tokens, cu_segments, budgets, backend=backend, **arguments, **options)
         _check_picks(tokens, cu_segments, budgets, other, expected, **arguments)
@@ -421,12 +422,12 @@ def test_copies_are_found(dtype):
     assert 100 < found.copies.sum() < 800
 
 
-@pytest.mark.parametrize("way", ["default", "by rows", "rounds", "no workspace"])
+@pytest.mark.parametrize("way", ["default", "small", "rounds", "no workspace"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_of_equal_tokens_the_lowest_row_goes_first(objective, way, uneven_products, monkeypatch):
     if way != "default":
         monkeypatch.setattr(greedy, "ONE_ROUND", 0)
-        monkeypatch.setattr(greedy, "BY_ROWS", greedy.BY_ROWS if way == "by rows" else 0)
+        monkeypatch.setattr(greedy, "SMALL", greedy.SMALL if way == "small" else 0)
         monkeypatch.setattr(lockstep, "LARGEST", 0)
     options = {"workspace_bytes": 0} if way == "no workspace" else {}
     for seed in range(60):
@@ -451,16 +452,31 @@ def test_of_equal_tokens_the_lowest_row_goes_first(objective, way, uneven_produc
             left.remove(pick)
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 7])
-def test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates):
-    # Four entries of ±1: of norm 2, so that every cosine is exact and ties are too.
+def tied_tokens():
+    """Four entries of ±1 each: of norm 2, so that every cosine is exact and ties are too."""
     generator = torch.Generator().manual_seed(3)
     signs = torch.randint(0, 2, (300, 8), generator=generator) * 2.0 - 1
-    tokens = signs * (torch.rand(300, 8, generator=generator).argsort(dim=1) < 4)
+    return signs * (torch.rand(300, 8, generator=generator).argsort(dim=1) < 4)
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 7])
+def test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates):
     found, oracle = (
         tt.greedy_select(
-            tokens, [0, 300], [300], objective="max_min", candidates=candidates, backend=backend
+            tied_tokens(), [0, 300], [300], objective="max_min", candidates=candidates, backend=backend
         )[0].tolist()
+        for backend in BACKENDS
+    )
+    assert found == oracle
+
+
+@pytest.mark.parametrize("running", [1, 2, 5])
+def test_ties_with_who_left_the_running_go_to_the_lowest_row(running, monkeypatch):
+    monkeypatch.setattr(greedy, "ONE_ROUND", 0)
+    monkeypatch.setattr(greedy, "FEW", 4)
+    monkeypatch.setattr(greedy, "RUNNING", running)
+    found, oracle = (
+        tt.greedy_select(tied_tokens(), [0, 300], [50], objective="max_min", backend=backend)[0].tolist()
         for backend in BACKENDS
     )
     assert found == oracle

@@ -65,11 +65,11 @@ def statistics():
 def selection(objective):
     """Ties, seeds, zero tokens, given norms, ragged rows; few and many candidates, small and no workspace."""
     degenerate = test_greedy.TestDegenerate()
-    ways = ((greedy.ONE_ROUND, 0), (0, greedy.BY_ROWS), (0, 0))
-    for one_round, by_rows in ways if objective == "max_min" else ways[:1]:  # the others know one way
+    ways = ((greedy.ONE_ROUND, 0), (0, greedy.SMALL), (0, 0))
+    for one_round, small in ways if objective == "max_min" else ways[:1]:  # the others know one way
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(greedy, "ONE_ROUND", one_round)
-            patch.setattr(greedy, "BY_ROWS", by_rows)
+            patch.setattr(greedy, "SMALL", small)
             degenerate.test_equal_tokens_are_picked_from_the_lowest_row(objective, "torch")
             if objective != "max_mean":
                 degenerate.test_duplicates_are_picked_last_and_from_the_lowest_row(objective, "torch")
@@ -77,8 +77,9 @@ def selection(objective):
             degenerate.test_orthogonal_tokens_tie(objective, "torch")
             degenerate.test_seeds_come_first_in_their_order(objective, "torch")
             degenerate.test_a_batch_equals_its_segments_alone(objective, "torch")
-            for candidates in (1, 2, 7) if objective == "max_min" else ():
-                test_greedy.test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(candidates)
+            for number in (1, 2, 7) if objective == "max_min" else ():
+                test_greedy.test_ties_among_tokens_outside_the_round_go_to_the_lowest_row(number)
+                test_greedy.test_ties_with_who_left_the_running_go_to_the_lowest_row(number, patch)
 
     tokens = make_tokens("noise", 100, 4)  # many are more than a right angle apart
     tokens[3] = 0
@@ -250,15 +251,23 @@ FAULTS = {
         ("the first pick alone", "apart[picks].min(0)", "apart[picks[0]]"),
         ("duplicates apart", "distance.masked_fill_(distance < constants.ZERO_DISTANCE, 0)", "distance"),
     ],
-    (greedy._by_rows, MAX_MIN): [
-        ("zero seed lowers others", "if present[pick]:", "if pick in cosines:"),
-        ("rows of others", "block, strict", "block[::-1], strict"),
-        ("values rise", "np.fmin(value[at], 1 - cosine)", "1 - cosine"),
-        ("picked again", "value[pick] = -np.inf", "pass"),
-        ("bounds for values", "not runs[best]", "False"),
-        ("the last pick alone is met again", "won[met:]", "won[-1:]"),
-        ("duplicates apart", "value[best] < constants.ZERO_DISTANCE", "False"),
-        ("tie to the highest row", "(value > -np.inf)[:", "(value > -np.inf)[::-1][:"),
+    (greedy._in_the_running, MAX_MIN): [
+        ("bounds for values", "higher(outside, bound)", "outside"),
+        ("zero seed lowers others", "for pick in picks if present[pick]]", "for pick in picks]"),
+        (
+            "values rise",
+            "np.fmin(value, nearest(unit, count - len(joining)), out=value)",
+            "value[:] = nearest(unit, count - len(joining))",
+        ),
+        ("seeds picked again", "value[picks] = -1", "pass"),
+        ("picked again", "value[chosen[accepted]] = -1", "pass"),
+        ("bounds of the last to leave alone", "higher(bound, (", "higher(NOTHING, ("),
+        ("bounds stay bounds", "np.fmin(values[others], nearest(again, met))", "values[others]"),
+        ("tie with a bound ignored", "int(running[left.argmax()])", "len(values)"),
+    ],
+    (greedy._round, MAX_MIN): [("others join", "to_device(won, ", "to_device(won[::-1] * 0, ")],
+    (greedy._even, MAX_MIN): [
+        ("the newest alone", "-(-(count - known) // COLUMNS)", "((count - known) // COLUMNS)")
     ],
     (greedy._unmet, MAX_MIN): [
         ("zero tokens far from all", "directions.present & ~directions.copies", "~directions.copies"),
@@ -434,7 +443,7 @@ FAULTS = {
     ],
     (certificate.certify, MAX_MEAN): [
         ("seeds judged", "if step < seeds", "if False"),
-        ("picks compete again", "value[order[:step]] = -torch.inf", "pass"),
+        ("picks compete again", "value[places[:step]] = -torch.inf", "pass"),
     ],
     (certificate._replay_coverage, COVERAGE): [("moves stay in the gains", "= gain - ", "= gain - 0 * ")],
     (certificate._replay_max_mean, MAX_MEAN): [("newest pick alone", "total + unit[pick]", "unit[pick]")],

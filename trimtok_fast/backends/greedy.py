@@ -19,12 +19,15 @@ MOVED = 32
 PICKED = -1
 #: Where max_min picks a third or more of at most this many tokens, one round takes them all for candidates.
 ONE_ROUND = 2560
-#: Segments of at most this many tokens whose rows of distances max_min makes when it needs them.
-BY_ROWS = 1024
-#: Rows made at a time.
-ROWS = 32
-#: Tokens in the running for each pick that is to come; and the share of them that is worth the copying.
+#: Segments of at most this many tokens in which max_min brings all values up to date after every round, and
+#: the candidates of a round there.
+SMALL, FEW = 1024, 64
+#: Tokens in the running there for each pick that is to come; and the share of them that is worth the copying.
 RUNNING, SHRUNK = 5, 0.5
+#: The largest value of no tokens, and where it stands.
+NOTHING = (-np.inf, -1)
+#: A product's columns come in such numbers where BLAS is at its best: 22 of them take longer than 32.
+COLUMNS = 16
 #: max_min brings this many times a round's candidates up to date.
 WORKING_SET = 4
 
@@ -194,8 +197,8 @@ def max_min(
         if len(directions) <= min(ONE_ROUND, 3 * budget):
             more, distances = _one_round(directions, picks, budget - len(picks), workspace_bytes)
             return picks + more, gains + distances
-        if len(directions) <= BY_ROWS:
-            more, distances = _by_rows(directions, picks, budget - len(picks))
+        if len(directions) <= SMALL:
+            more, distances = _in_the_running(directions, picks, budget - len(picks))
             return picks + more, gains + distances
     opening = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
     # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
@@ -208,7 +211,7 @@ def max_min(
     def refresh(part: Array, unit: Tensor) -> None:
         known = int(met[part].min())
         if known < count:
-            nearest = _distance(to_host((unit @ centres[:, known:count]).amax(1)))
+            nearest = _distance(to_host((unit @ centres[:, _even(known, count)]).amax(1)))
             value[part] = np.fmin(value[part], nearest)  # fmin: what is not a number never lowers anything
             met[part] = count
 
@@ -235,18 +238,14 @@ def max_min(
         chosen, beaten = largest(value[working], candidates)
         contenders = working[chosen]
         if beaten[1] >= 0:
-            outside = max(
-                outside, (beaten[0], int(working[beaten[1]])), key=lambda bound: (bound[0], -bound[1])
-            )
-        unit = directions[to_device(contenders, directions)]
-        apart = _distance(to_host(unit @ unit.T))
-        apart[~present[contenders]] = np.inf  # a zero token that is picked changes no other value
-        won, distances = _contest(apart, value[contenders], contenders, outside, budget - len(picks))
+            outside = higher(outside, (beaten[0], int(working[beaten[1]])))
+        won, distances, joining = _round(
+            directions, contenders, value[contenders], outside, budget - len(picks)
+        )
         accepted = contenders[won]
         picks += accepted.tolist()
         gains += distances
         value[accepted] = -1
-        joining = unit[to_device(won[present[accepted]], directions)]
         centres[:, count : count + len(joining)] = joining.T
         count += len(joining)
     return picks, gains
@@ -266,79 +265,98 @@ def _one_round(
     apart[~present] = np.inf  # a zero token that is picked changes no other value
     value = np.minimum(_unmet(directions), apart[picks].min(0))
     value[picks] = -1
-    nothing = (-np.inf, -1)
-    won, distances = _contest(apart, value, np.arange(len(value)), nothing, budget)
+    won, distances = _contest(apart, value, np.arange(len(value)), NOTHING, budget)
     return won.tolist(), distances
 
 
-def _by_rows(directions: Directions, picks: list[int], budget: int) -> tuple[list[int], list[float]]:
-    """One row of distances per pick: the textbook, but rows are made many at a time, and not of all tokens.
+def _in_the_running(directions: Directions, picks: list[int], budget: int) -> tuple[list[int], list[float]]:
+    """Rounds of few candidates, with one product after each that brings every value up to date.
 
-    They are made for the likeliest picks, the tokens with the largest values: a row that is not needed yet
-    may be needed later. And they are rows of distances to the tokens in the running, several for each pick
-    that is to come. All other values are bounds from then on; should one be the largest, all run again.
+    Every value of the tokens in the running: several for each pick that is to come, those with the largest.
+    The values of the others are bounds from then on; should one of them be the largest, all run again.
     """
-    present, whole, value = directions.present, directions[slice(0, len(directions))], _unmet(directions)
-    running: Array | slice = slice(None)
-    unit, met = whole, 0  # `met`: picks that those not in the running know of
-    runs, lacking = np.ones((2, len(value)), dtype=bool)
-    several = RUNNING
-    cosines: dict[int, tuple[Array | slice, Array]] = {}
+    present, whole, values = directions.present, directions[slice(0, len(directions))], _unmet(directions)
+    running, unit, value = np.arange(len(values)), whole, values
+    bound, met, several = (
+        NOTHING,
+        0,
+        RUNNING,
+    )  # the largest of the bounds; the centres that all bounds know of
+    opening = np.array([pick for pick in picks if present[pick]])
+    centres, count = whole.new_empty(len(opening) + budget, whole.shape[1]), len(opening)
+    centres[:count] = directions[to_device(opening, directions)]
     won: list[int] = []
     gains: list[float] = []
 
-    def products(some: Tensor, rows: Array) -> Array:
-        return to_host(some @ directions[to_device(rows, directions)].T)
+    def nearest(unit: Tensor, known: int) -> Array:
+        return _distance(to_host((unit @ centres[_even(known, count)].T).amax(1)))
 
-    def make(rows: Array) -> None:
-        # Not copied into rows: most are never read.
-        block = products(unit, rows).T
-        cosines.update((row, (running, cosine)) for row, cosine in zip(rows.tolist(), block, strict=True))
-        lacking[rows] = False
+    # fmin throughout: what is not a number never lowers anything
+    np.fmin(value, nearest(unit, 0), out=value)
+    value[picks] = -1
+    while True:
+        size = several * (budget - len(won))
+        if size < SHRUNK * len(running):
+            values[running], met = value, met or count
+            stays = np.zeros(len(running), dtype=bool)
+            stays[value.argpartition(-size)[-size:]] = True
+            left = np.where(stays, -1, value)
+            bound = higher(bound, (float(left.max()), int(running[left.argmax()])))
+            running, value = running[stays], value[stays]
+            unit = directions[to_device(running, directions)]
+        chosen, outside = largest(value, min(FEW, size))
+        if outside[1] >= 0:
+            outside = outside[0], int(running[outside[1]])
+        contenders = running[chosen]
+        accepted, distances, joining = _round(
+            directions, contenders, value[chosen], higher(outside, bound), budget - len(won)
+        )
+        won += contenders[accepted].tolist()
+        gains += distances
+        if len(won) == budget:
+            return won, gains
+        value[chosen[accepted]] = -1
+        if len(accepted) == 0:
+            values[running] = value
+            others = np.setdiff1d(np.arange(len(values)), running)
+            if met < count:
+                again = directions[to_device(others, directions)]
+                values[others] = np.fmin(values[others], nearest(again, met))
+            running, unit, value = np.arange(len(values)), whole, values
+            bound, met, several = NOTHING, 0, 2 * several
+        else:
+            centres[count : count + len(joining)] = joining
+            count += len(joining)
+            np.fmin(value, nearest(unit, count - len(joining)), out=value)
 
-    def meet(pick: int) -> None:
-        if present[pick]:
-            at, cosine = cosines[pick]
-            value[at] = np.fmin(value[at], 1 - cosine)  # fmin: what is not a number never lowers anything
-        value[pick] = -np.inf
 
-    make(np.array(picks))
-    for pick in picks:
-        meet(pick)
-    while len(won) < budget:
-        best = int(value.argmax())
-        if value[best] < constants.ZERO_DISTANCE:  # so are all others: they tie at 0
-            rest = np.flatnonzero(value > -np.inf)[: budget - len(won)].tolist()
-            return won + rest, gains + [0.0] * len(rest)
-        if not runs[best]:
-            late = np.flatnonzero(~runs)
-            nearest = products(directions[to_device(late, directions)], np.array(won[met:])).max(1)
-            value[late] = np.fmin(value[late], 1 - nearest)
-            running, unit = slice(None), whole
-            runs[:] = lacking[:] = True
-            several *= 2
-            continue
-        if lacking[best]:
-            size = several * (budget - len(won))
-            if size < SHRUNK * len(unit):
-                met = len(won) if unit is whole else met
-                runs &= value >= np.partition(value[running], -size)[-size]
-                running = np.flatnonzero(runs)
-                unit = directions[to_device(running, directions)]
-            likely = np.where(lacking & runs, value, -np.inf)
-            likely[best] = np.inf
-            rows = likely.argpartition(-min(ROWS, len(value)))[-ROWS:]
-            make(rows[likely[rows] > -np.inf])
-        won.append(best)
-        gains.append(float(value[best]))
-        meet(best)
-    return won, gains
+def _round(
+    directions: Directions, contenders: Array, value: Array, outside: tuple[float, int], budget: int
+) -> tuple[Array, list[float], Tensor]:
+    """Which contenders are picked, at which distances; and their directions.
+
+    One without a direction is picked when all values are 0, and lowers none.
+    """
+    unit = directions[to_device(contenders, directions)]
+    apart = _distance(to_host(unit @ unit.T))
+    won, distances = _contest(apart, value, contenders, outside, budget)
+    return won, distances, unit[to_device(won, directions)]
+
+
+def _even(known: int, count: int) -> slice:
+    """The centres from `known` to `count`, and some before: to meet one again changes nothing."""
+    return slice(max(0, count - COLUMNS * -(-(count - known) // COLUMNS)), count)
+
+
+def higher(one: tuple[float, int], other: tuple[float, int]) -> tuple[float, int]:
+    """The larger of two values with the places they stand at, on a tie the one that stands first."""
+    return max(one, other, key=lambda bound: (bound[0], -bound[1]))
 
 
 def largest(value: Array, count: int) -> tuple[Array, tuple[float, int]]:
     """Where the `count` largest values stand, ascending, ties to the lowest; and the largest of the rest."""
     if count >= len(value):
-        return np.arange(len(value)), (-np.inf, -1)
+        return np.arange(len(value)), NOTHING
     threshold = np.partition(value, len(value) - count)[len(value) - count]
     above = np.flatnonzero(value > threshold)
     level = np.flatnonzero(value == threshold)
