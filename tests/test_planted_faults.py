@@ -263,7 +263,6 @@ FAULTS = {
         ("picked again", "value[chosen[accepted]] = -1", "pass"),
         ("bounds of the last to leave alone", "higher(bound, (", "higher(NOTHING, ("),
         ("bounds stay bounds", "np.fmin(values[others], nearest(again, met))", "values[others]"),
-        ("tie with a bound ignored", "int(running[left.argmax()])", "len(values)"),
     ],
     (greedy._round, MAX_MIN): [("others join", "to_device(won, ", "to_device(won[::-1] * 0, ")],
     (greedy._even, MAX_MIN): [

@@ -193,13 +193,13 @@ def max_min(
     if len(picks) == budget:
         return picks, gains
     present = directions.present
-    if Similarities.nbytes(directions, directions.dtype) <= workspace_bytes:
-        if len(directions) <= min(ONE_ROUND, 3 * budget):
-            more, distances = _one_round(directions, picks, budget - len(picks), workspace_bytes)
-            return picks + more, gains + distances
-        if len(directions) <= SMALL:
-            more, distances = _in_the_running(directions, picks, budget - len(picks))
-            return picks + more, gains + distances
+    matrix = Similarities.nbytes(directions, directions.dtype)
+    if len(directions) <= min(ONE_ROUND, 3 * budget) and matrix <= workspace_bytes:
+        more, distances = _one_round(directions, picks, budget - len(picks), workspace_bytes)
+        return picks + more, gains + distances
+    if len(directions) <= SMALL and 3 * directions.nbytes <= workspace_bytes:
+        more, distances = _in_the_running(directions, picks, budget - len(picks))
+        return picks + more, gains + distances
     opening = directions[torch.tensor([p for p in picks if present[p]], device=directions.rows.device)]
     # As columns: a product with rows on the left and columns on the right is the fastest that BLAS has.
     centres = opening.new_zeros(opening.shape[1], budget)
@@ -298,10 +298,8 @@ def _in_the_running(directions: Directions, picks: list[int], budget: int) -> tu
         size = several * (budget - len(won))
         if size < SHRUNK * len(running):
             values[running], met = value, met or count
-            stays = np.zeros(len(running), dtype=bool)
-            stays[value.argpartition(-size)[-size:]] = True
-            left = np.where(stays, -1, value)
-            bound = higher(bound, (float(left.max()), int(running[left.argmax()])))
+            stays, left = largest(value, size)
+            bound = higher(bound, (left[0], int(running[left[1]])))
             running, value = running[stays], value[stays]
             unit = directions[to_device(running, directions)]
         chosen, outside = largest(value, min(FEW, size))
