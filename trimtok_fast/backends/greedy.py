@@ -277,11 +277,8 @@ def _in_the_running(directions: Directions, picks: list[int], budget: int) -> tu
     """
     present, whole, values = directions.present, directions[slice(0, len(directions))], _unmet(directions)
     running, unit, value = np.arange(len(values)), whole, values
-    bound, met, several = (
-        NOTHING,
-        0,
-        RUNNING,
-    )  # the largest of the bounds; the centres that all bounds know of
+    # The largest of the bounds, and how many of the centres all of them know of.
+    bound, met, several = NOTHING, 0, RUNNING
     opening = np.array([pick for pick in picks if present[pick]])
     centres, count = whole.new_empty(len(opening) + budget, whole.shape[1]), len(opening)
     centres[:count] = directions[to_device(opening, directions)]
