@@ -95,7 +95,7 @@ def workloads(quick: bool) -> list[Workload]:
 def measure(options: Options) -> dict[str, Any]:
     """Median seconds of each call, and of its replay where there is a GPU; small ones where there is none."""
     small = options.quick or device() == "cpu"
-    wanted = [work for work in workloads(small) if options.only in work.name]
+    wanted = options.chosen(workloads(small), lambda work: work.name)
     rows, rounds = [], options.effort().rounds
     for work in track(wanted, "device time", lambda work: work.name):
         run = work.build()

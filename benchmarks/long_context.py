@@ -51,7 +51,7 @@ def prompts(quick: bool) -> list[Prompt]:
 
 def measure(options: Options) -> dict[str, Any]:
     """Every prompt in a fresh process."""
-    wanted = [prompt for prompt in prompts(options.quick) if options.only in f"prune, {prompt}"]
+    wanted = options.chosen(prompts(options.quick), lambda prompt: f"prune, {prompt}")
     found = [
         {"prompt": asdict(prompt), **in_fresh_process(measure_prompt, prompt)}
         for prompt in track(wanted, "long context", str)

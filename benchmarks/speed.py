@@ -96,7 +96,7 @@ def plans(quick: bool) -> list[Plan]:
 
 def measure(options: Options) -> dict[str, Any]:
     """All rows."""
-    wanted = [plan for plan in plans(options.quick) if options.only in plan.name]
+    wanted = options.chosen(plans(options.quick), lambda plan: plan.name)
     kinds_of_case = {plan.name.split(",")[0] for plan in wanted} if device() == "cpu" else set()
     for plan in plans(quick=True):  # what is loaded or compiled once is no contender's time
         if plan.name.split(",")[0] in kinds_of_case:

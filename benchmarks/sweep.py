@@ -101,7 +101,7 @@ def measure(options: Options) -> dict[str, Any]:
     """All rows of all points. A contender's pace at a point says whether it has the time for the next."""
     paces: dict[tuple[str, str], float] = {}
     found = []
-    wanted = [point for point in grid(options.quick) if options.only in f"{point.op}, {point}"]
+    wanted = options.chosen(grid(options.quick), lambda point: f"{point.op}, {point}")
     for point in track(wanted, "sweep", lambda point: f"{point.op}, {point}"):
         effort = options.effort(rounds=2, patience=0.2 * options.patience)
         effort.longest = options.patience / 2

@@ -239,6 +239,17 @@ def test_device_time_is_taken_by_events(monkeypatch):
     assert log == ["flush", "event", "run", "event", "synchronize"]
 
 
+def test_only_looks_past_commas_and_says_what_there_is(capsys):
+    cases = ["max_min, 8,192 x 1,024", "max_min, 1024 x 1024", "prune"]
+    assert Options(only="8192 x").chosen(cases, str) == cases[:1]
+    assert Options(only="1,024 x 1,024").chosen(cases, str) == cases[1:2]
+    assert Options().chosen(cases, str) == cases
+    assert capsys.readouterr().err == ""
+    assert Options(only="maxmin").chosen(cases, str) == []
+    message = capsys.readouterr().err
+    assert "'maxmin'" in message and all(case in message for case in cases)
+
+
 def test_calls_are_timed_where_nothing_can_be_replayed():
     found = device_time.measure(Options(quick=True, rounds=1, only="max_min, 256"))
     assert [row["name"] for row in found["rows"]] == ["max_min, 256 x 1,024, 51 picks"]
