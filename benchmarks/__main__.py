@@ -140,7 +140,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--only",
         metavar="TEXT",
         default="",
-        help="only the cases whose name contains this, commas aside (speed, sweep, long-context, device-time)",
+        help="only cases whose name contains this, commas aside (speed, sweep, long-context, device-time)",
     )
     add(
         "--rounds",
