@@ -194,6 +194,24 @@ def test_candidates_change_the_speed_of_max_min_and_nothing_else(kind, candidate
     check_selection(tokens, [0, 1100], [100], "max_min", candidates=candidates)
 
 
+def test_small_segments_keep_to_the_workspace(monkeypatch):
+    """Directions, those in the running and the centres: three times the tokens in fp32 at most."""
+    used = []
+
+    def in_the_running(*arguments):
+        used.append(arguments)
+        return way(*arguments)
+
+    way = greedy._in_the_running
+    monkeypatch.setattr(greedy, "_in_the_running", in_the_running)
+    tokens = make_tokens("noise", 100, 16)
+    found = [
+        tt.greedy_select(tokens, [0, 100], [20], objective="max_min", workspace_bytes=workspace_bytes)[0]
+        for workspace_bytes in (3 * tokens.nbytes, 3 * tokens.nbytes - 1)
+    ]
+    assert len(used) == 1 and torch.equal(*found)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_max_min_by_hand(backend):
     angles = torch.tensor([0.0, 15.0, 50.0, 90.0, 170.0]).deg2rad()

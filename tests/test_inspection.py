@@ -5,13 +5,25 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections import Counter
 
 import pytest
 import torch
 
+from tests.ptxsim import compile_for
+from tests.ptxsim.tests import sample_kernels
 from trimtok_fast.cli import main
 from trimtok_fast.errors import BackendUnavailableError
-from trimtok_fast.inspection.compilation import Launch, Resources, _products, _row_bits, compiling_for
+from trimtok_fast.inspection.compilation import (
+    _SASS,
+    Launch,
+    Resources,
+    _nvidia_opcodes,
+    _products,
+    _row_bits,
+    _tool,
+    compiling_for,
+)
 from trimtok_fast.inspection.devices import DATA_SHEETS, TARGETS
 from trimtok_fast.inspection.run import _broken
 from trimtok_fast.inspection.workload import Workload
@@ -88,6 +100,20 @@ def test_only_loads_of_rows_are_held_to_128_bits():
         ]
     )
     assert _row_bits(assembly) == {128: 4, 64: 1}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_code_that_is_disassembled_together_reads_as_it_does_alone(target):
+    x = torch.zeros(1024)
+    codes = [
+        compile_for(sample_kernels.add_kernel, x, x, x, 1024, BLOCK=512, target=target),
+        compile_for(sample_kernels.strided_copy_kernel, x, x, 1, 64, 64, 1, 64, 1, BLOCK=64, target=target),
+        compile_for(sample_kernels.add_kernel, x[1:], x, x, 1000, BLOCK=256, target=target),
+    ]
+    alone = [_tool("nvdisasm", code.asm["cubin"], "-c", "-ndf") for code in codes]
+    counted = [Counter(opcode for _, opcode in _SASS.findall(sass)) for sass in alone]
+    assert _nvidia_opcodes(codes) == counted
+    assert counted[0] != counted[1] != counted[2] and all(opcodes.total() > 20 for opcodes in counted)
 
 
 def test_products_outside_the_matrix_units_are_counted():
